@@ -1,0 +1,1 @@
+"""WSGI filters, one a module, each with `filter_factory` at the bottom."""

@@ -1,0 +1,40 @@
+"""Gives each request the id that its error, its log lines and its answer carry."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterable
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+# NGINX writes 32 hexadecimal digits, a UUID has four dashes between them.
+_ACCEPTED = re.compile(r"req-[0-9a-f-]{32,36}", re.ASCII).fullmatch
+
+
+class RequestId:
+    """Sets `mooring.request_id` and the answer's `X-Request-ID`.
+
+    An id that came with the request is kept if it has our form: the gatekeeper has left it there
+    only if a trusted proxy sent it.
+    """
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self.app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        request_id = environ.get("HTTP_X_REQUEST_ID", "")
+        if not _ACCEPTED(request_id):
+            request_id = f"req-{uuid.uuid4()}"
+        environ["mooring.request_id"] = request_id
+        header = ("X-Request-ID", request_id)
+
+        def start(status, headers, exc_info=None):  # type: ignore[no-untyped-def]  # as WSGI has it
+            # A new list: an application may hand out the same one for each answer.
+            return start_response(status, [*headers, header], exc_info)
+
+        return self.app(environ, start)
+
+
+def filter_factory(_global_conf: dict[str, str]) -> Callable[[WSGIApplication], RequestId]:
+    """Builds the filter; it has no keys."""
+    return RequestId

@@ -1,0 +1,1 @@
+"""One package for each service; `services.core` holds what they share."""

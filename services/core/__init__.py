@@ -1,0 +1,1 @@
+"""Types and plumbing that every service and every filter may import."""
