@@ -33,7 +33,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
-class Invalid(Exception):  # noqa: N818 - reads as what it says of the document
+class Invalid(Exception):
     """A document that breaks a rule; ``field`` is a JSON pointer (RFC 6901), ``reason`` a text."""
 
     def __init__(self, field: str, reason: str) -> None:
