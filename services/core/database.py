@@ -254,14 +254,14 @@ def _make_engine(url: URL, *, create: bool) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
-        record.info["inode"] = _inode(path)
+        record.info["inode"] = inode(path)
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "checkout")
     def check(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
         # A connection to a file that was removed or replaced goes on answering from the old one.
-        if record.info.get("inode") != _inode(path):
+        if record.info.get("inode") != inode(path):
             record.invalidate()
             raise sqlite3.OperationalError("the database file was removed or replaced")
 
@@ -273,7 +273,8 @@ def _make_engine(url: URL, *, create: bool) -> Engine:
     return engine
 
 
-def _inode(path: Path) -> int:
+def inode(path: Path) -> int:
+    """The inode of a file, 0 if there is none: tells a replaced file from the opened one."""
     try:
         return path.stat().st_ino
     except OSError:

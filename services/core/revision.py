@@ -1,0 +1,184 @@
+"""What changed since the last look, cheaply enough to be asked before every answer.
+
+On SQLite the look is ``PRAGMA data_version``, which moves when another connection commits: some
+microseconds and no query. On PostgreSQL a thread waits for notifications, with a poll behind it
+because a notification may be lost; the look is then a read of two attributes. Correctness rests on
+the change rows alone: whatever woke us, we read the rows after the revision that we know.
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import Connection, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.core import schema
+from services.core.database import NOTIFY_CHANNEL, Database, Unavailable, inode
+
+POLL_SECONDS = 2.0
+"""The longest time for which a lost notification hides a change."""
+
+SILENCE_SECONDS = 3 * POLL_SECONDS
+"""A PostgreSQL not heard of for this long counts as away: a frozen server goes on acknowledging
+TCP, so only a deadline on our side notices it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What to forget: everything, or the objects named by (kind, id)."""
+
+    everything: bool
+    objects: frozenset[tuple[str, str]]
+
+
+NOTHING = Changes(False, frozenset())
+EVERYTHING = Changes(True, frozenset())
+
+
+class RevisionWatch:
+    """Tells a reader what changed since it last asked; one per process and reader."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._hint: _SQLiteHint | _PostgreSQLHint | None = None
+        self._pid = 0
+        self._mark: object = None
+        self._known: tuple[str, int] | None = None
+
+    def poll(self) -> Changes:
+        """Return what changed since the last call that succeeded; raises Unavailable.
+
+        The first call says EVERYTHING: whatever was read before it may be out of date.
+        """
+        if self._hint is None or self._pid != os.getpid():
+            path = self._database.sqlite_path
+            self._hint = _PostgreSQLHint(self._database) if path is None else _SQLiteHint(path)
+            self._pid = os.getpid()
+            self._mark = self._known = None
+        mark = self._hint.mark()
+        if mark == self._mark and self._known is not None:
+            return NOTHING
+        with self._database.read() as connection:
+            epoch, number = connection.execute(
+                select(schema.revision.c.epoch, schema.revision.c.number)
+            ).one()
+            known, now = self._known, (str(epoch), int(number))
+            if known is None or known[0] != now[0] or number < known[1]:
+                changes = EVERYTHING
+            elif number == known[1]:
+                changes = NOTHING
+            else:
+                changes = self._between(connection, known[1], number)
+        self._known = now
+        self._mark = mark
+        return changes
+
+    def _between(self, connection: Connection, old: int, new: int) -> Changes:
+        change = schema.change
+        first_kept = connection.execute(
+            select(change.c.revision).order_by(change.c.revision).limit(1)
+        ).scalar()
+        if first_kept is None or first_kept > old + 1:
+            return EVERYTHING
+        rows = connection.execute(
+            select(change.c.kind, change.c.object_id).where(
+                change.c.revision > old, change.c.revision <= new
+            )
+        )
+        return Changes(False, frozenset((str(kind), str(name)) for kind, name in rows))
+
+    def close(self) -> None:
+        """Let go of the connection or the thread."""
+        if self._hint is not None and self._pid == os.getpid():
+            self._hint.close()
+        self._hint = None
+        self._pid = 0
+
+
+class _SQLiteHint:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = 0
+        self._opened = 0
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+
+    def mark(self) -> object:
+        with self._lock:
+            now = inode(self._path)
+            if now == 0:
+                raise Unavailable("the database file is not there")
+            try:
+                if self._connection is None or now != self._inode:
+                    self.close()
+                    self._connection = sqlite3.connect(
+                        f"file:{quote(str(self._path))}?mode=rw",
+                        uri=True,
+                        isolation_level=None,
+                        check_same_thread=False,
+                    )
+                    self._inode = now
+                    self._opened += 1
+                version = self._connection.execute("PRAGMA data_version").fetchone()[0]
+            except sqlite3.Error as error:
+                self.close()
+                raise Unavailable(type(error).__name__) from error
+            # data_version is comparable within one connection only
+            return (self._opened, version)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class _PostgreSQLHint:
+    """A thread that keeps the latest (epoch, number) and the time it was last known to be so."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._latest: tuple[str, int] | None = None
+        self._heard = time.monotonic()
+        self._first = threading.Event()
+        self._ended = False
+        threading.Thread(target=self._follow, name="revision-watch", daemon=True).start()
+
+    def mark(self) -> object:
+        if self._latest is None:
+            self._first.wait(POLL_SECONDS)
+        if self._latest is None or time.monotonic() - self._heard > SILENCE_SECONDS:
+            raise Unavailable("the database has not been heard of")
+        return self._latest
+
+    def close(self) -> None:
+        self._ended = True
+
+    def _follow(self) -> None:
+        while not self._ended:
+            # Whatever fails here, the next turn connects anew; mark() tells that time passes.
+            with (
+                contextlib.suppress(SQLAlchemyError, OSError),
+                self._database.engine.connect() as c,
+            ):
+                listener = c.execution_options(isolation_level="AUTOCOMMIT")
+                listener.exec_driver_sql(f"LISTEN {NOTIFY_CHANNEL}")
+                driver: Any = listener.connection.driver_connection
+                while True:
+                    epoch, number = listener.execute(
+                        select(schema.revision.c.epoch, schema.revision.c.number)
+                    ).one()
+                    self._latest = (str(epoch), int(number))
+                    self._heard = time.monotonic()
+                    self._first.set()
+                    for _ in driver.notifies(timeout=POLL_SECONDS, stop_after=1):
+                        pass
+                    if self._ended:
+                        return
+            time.sleep(POLL_SECONDS / 4)
