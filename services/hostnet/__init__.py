@@ -1,0 +1,1 @@
+"""Networks: the API's side, and in `agent` the side of the host."""
