@@ -18,7 +18,8 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 CONFIG_FILE = "haproxy.cfg"
 MAP_FILE = "identities.map"
@@ -240,6 +241,75 @@ def render_hop_limit_nft() -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """What is there: both files, and what the process has in memory.
+
+    `running` is the digest of the configuration that the process runs, None without a process.
+    `entries` is the map in its memory. `listening` are the ids of the networks in whose namespace
+    something listens where it should: a namespace that was made anew under its old name has no
+    listener, although a reloaded HAProxy, which takes sockets over by name, believes it has.
+    """
+
+    config: str = ""
+    maps: Mapping[str, str] = field(default_factory=dict)
+    running: str | None = None
+    entries: Mapping[str, str] = field(default_factory=dict)
+    listening: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do, in this order: write files, then start or reload, or else replace the map.
+
+    `config` and `maps` are to be written, None or empty if they stand already. `entries` is the
+    map to put into the process's memory, None to leave it. `unbind` names the networks that
+    `config` leaves out, for HAProxy to let go of sockets in namespaces that are no more; the next
+    plan brings them back.
+    """
+
+    config: str | None = field(default=None, repr=False)
+    maps: Mapping[str, str] = field(default_factory=dict)
+    process: Literal["keep", "start", "reload"] = "keep"
+    entries: Mapping[str, str] | None = None
+    unbind: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        written = self.config is not None or bool(self.maps)
+        return written or self.process != "keep" or self.entries is not None
+
+
+def plan(path: MetadataPath, identities: Identities, actual: Actual) -> Plan:
+    """The steps from what is there to what is wanted; false if there are none."""
+    maps = render_maps(identities)
+    stale = {name: text for name, text in maps.items() if actual.maps.get(name) != text}
+    config = render_config(path)
+    digest = config_digest(config)
+    unbind: frozenset[str] = frozenset()
+    if actual.running == digest:
+        unbind = frozenset(network.id for network in path.networks) - actual.listening
+    if unbind:
+        kept = tuple(network for network in path.networks if network.id not in unbind)
+        config = render_config(replace(path, networks=kept))
+        digest = config_digest(config)
+    process: Literal["keep", "start", "reload"] = "keep"
+    if actual.running is None:
+        process = "start"
+    elif actual.running != digest:
+        process = "reload"
+    entries = None
+    if process == "keep":
+        wanted = parse_map(maps[MAP_FILE])
+        entries = wanted if wanted != actual.entries else None
+    return Plan(
+        config=config if config != actual.config else None,
+        maps=stale,
+        process=process,
+        entries=entries,
+        unbind=unbind,
+    )
+
+
 _HEAD = "# Written by mooring-agent from what the controllers say; changes here are overwritten.\n"
 
 
@@ -250,8 +320,7 @@ def _digest(text: str) -> str:
 def _global(path: MetadataPath) -> list[str]:
     key = base64.b64encode(path.host_key).decode("ascii")
     lines = [
-        # An old worker that waits for a client's idle connection keeps the old certificate and
-        # the old map: it is given a request's longest time, then it ends.
+        # An old worker has the old map and certificate: a request's longest time, then it ends.
         "    hard-stop-after 60s",
         f"    maxconn {PROCESS_CONNECTIONS}",
         # expose-fd: a new worker takes the sockets over, so that a reload refuses no connection.
@@ -293,6 +362,9 @@ def _defaults(path: MetadataPath) -> list[str]:
         *log,
         # Smuggling by HTTP/2's preface on a plain port: not a protocol that this path speaks.
         "    option disable-h2-upgrade",
+        # An old worker answers a last request on a connection that it keeps, with a close, rather
+        # than cut it while the client is sending.
+        "    option idle-close-on-response",
         # The header timeout then covers the small bodies too.
         "    option http-buffer-request",
         f"    timeout http-request {HEADER_SECONDS}s",
