@@ -1,0 +1,104 @@
+"""Both trees of one instance behind one entry: from a path to the page that answers it.
+
+``Tree.page`` folds the path as Nova does (``posixpath.normpath``: slashes at the end, double
+slashes, ``.`` and ``..``), so that ``/latest/meta-data/`` and ``//latest/./meta-data`` are one
+place. A path that is no place is None, never an exception: paths come from instances.
+"""
+
+import datetime
+from collections.abc import Callable
+
+from services.metadata.ec2 import Ec2Tree
+from services.metadata.model import Instance
+from services.metadata.openstack import OpenStackTree, vendor_data
+from services.metadata.pages import Page, Settings, Special, fresh_seed
+
+__all__ = [
+    "Page",
+    "Settings",
+    "Special",
+    "Tree",
+    "fold",
+    "fresh_seed",
+    "is_canonical",
+    "vendor_data",
+]
+
+
+def fold(path: str) -> list[str]:
+    """The segments of a path: empty ones and ``.`` left out, ``..`` applied.
+
+    The root is its own parent.
+    """
+    segments: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            if segments:
+                segments.pop()
+        elif segment and segment != ".":
+            segments.append(segment)
+    return segments
+
+
+def is_canonical(path: str) -> bool:
+    """True for a path that is its own folding, with or without one slash at its end.
+
+    Only such paths may key a cache: the others are without number. Clients use both spellings
+    of the end (cloud-init asks for directories with the slash, Nova's documentation without).
+    """
+    if path == "/":
+        return True
+    segments = fold(path)
+    return bool(segments) and path.removesuffix("/") == "/" + "/".join(segments)
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+class Tree:
+    """What one instance may read. Making it is cheap; nothing is rendered before it is asked for.
+
+    Pages with equal content are one object, whatever the version or path, so that a cache of
+    pages by path holds each content once.
+    """
+
+    __slots__ = ("_ec2", "_nova", "_openstack", "_pages", "_today", "instance")
+
+    def __init__(
+        self, instance: Instance, settings: Settings, today: Callable[[], str] = _today
+    ) -> None:
+        self.instance = instance
+        self._nova = settings.nova_compatible
+        self._today = today
+        self._pages: dict[tuple[bytes, str], Page] = {}
+        self._ec2 = Ec2Tree(instance, settings, self._intern)
+        self._openstack = OpenStackTree(instance, settings, self._intern)
+
+    def page(self, path: str) -> Page | Special | None:
+        """The page at ``path`` (PATH_INFO as WSGI decodes it); None is 404."""
+        if self._nova and path.startswith("//") and not path.startswith("///"):
+            # POSIX keeps exactly two leading slashes; Nova takes the empty first segment that
+            # follows for a request of the version list.
+            return self._ec2.versions()
+        segments = fold(path)
+        if not segments:
+            return self._ec2.versions()
+        if segments == ["latest", "api", "token"]:
+            return Special.TOKEN
+        if segments[0] == "openstack":
+            if len(segments) == 1:
+                return self._openstack.versions(self._today())
+            return self._openstack.page(segments[1:])
+        if segments[0] == "ec2":
+            segments = segments[1:]
+            if not segments:
+                return self._ec2.versions()
+        return self._ec2.page(segments)
+
+    def _intern(self, body: bytes, content_type: str) -> Page:
+        key = (body, content_type)
+        page = self._pages.get(key)
+        if page is None:
+            page = self._pages[key] = Page.of(body, content_type)
+        return page
