@@ -63,10 +63,12 @@ setup(
             "mooring = services.cli.main:main",
             "mooring-agent = services.hostnet.agent.main:main",
         ],
-        "oslo.config.opts": ["mooring = services.core.config:list_opts"],
+        "oslo.config.opts": [
+            "mooring = services.core.config:list_opts",
+            "mooring.agent = services.hostnet.agent.config:list_opts",
+        ],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
     ],

@@ -6,8 +6,7 @@ option in silence, so ``load`` compares the file with what is registered and nam
 """
 
 import difflib
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,6 @@ class _DatabaseURL(types.String):
     def __call__(self, value: Any) -> str:
         text = str(super().__call__(value))
         database.parse_url(text)
-        return text
-
-
-class _Target(types.String):
-    """``name@http://...``, a dynamic vendor data target as Nova writes it."""
-
-    def __call__(self, value: Any) -> str:
-        text = str(super().__call__(value))
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}@https?://[^\s@]+", text):
-            raise ValueError(f"{text!r} is not NAME@http(s)://HOST/PATH")
         return text
 
 
@@ -113,10 +102,8 @@ METADATA = [
         help="JSON file whose object every instance finds in vendor_data.json and as `static` in "
         "vendor_data2.json; empty for none. An instance's own vendor data goes before it.",
     ),
-    cfg.MultiOpt(
+    cfg.MultiStrOpt(
         "vendordata_dynamic_targets",
-        item_type=_Target(),
-        default=[],
         help="NAME@URL of a service that is asked (POST) for an instance's vendor_data2.json; "
         "may be given several times.",
     ),
@@ -165,9 +152,10 @@ def list_opts() -> list[tuple[str, list[Any]]]:
     return [(group, list(options)) for group, options in OPTIONS.items()]
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, known_options: Mapping[str, list[Any]] = OPTIONS) -> Any:
     """Read a mooring.conf; returns oslo.config's ConfigOpts. Raises ConfigError.
 
+    ``known_options`` are the options by section: mooring.conf's unless another file's are given.
     Every value is parsed now: a bad one stops the start, not the first request that needs it.
     """
     path = Path(path)
@@ -181,24 +169,26 @@ def load(path: str | Path) -> Any:
     except cfg.ParseError as error:
         raise ConfigError(f"{path}: {error}") from None
     for section, values in sections.items():
-        if section not in OPTIONS:
+        if section not in known_options:
             if section == "DEFAULT" and not values:
                 continue
-            raise ConfigError(f"{path}: unknown section [{section}]{_meant(section, OPTIONS)}")
-        known = [option.name for option in OPTIONS[section]]
+            raise ConfigError(
+                f"{path}: unknown section [{section}]{_meant(section, known_options)}"
+            )
+        known = [option.name for option in known_options[section]]
         for name in values:
             if name not in known:
                 raise ConfigError(
                     f"{path}: unknown option {name} in [{section}]{_meant(name, known)}"
                 )
     conf = cfg.ConfigOpts()
-    for group, options in OPTIONS.items():
+    for group, options in known_options.items():
         conf.register_opts(options, group=group)
     try:
         conf([], project="mooring", default_config_files=[str(path)], default_config_dirs=[])
     except (cfg.Error, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    for group, options in OPTIONS.items():
+    for group, options in known_options.items():
         for option in options:
             try:
                 getattr(conf[group], option.dest)

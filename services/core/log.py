@@ -79,3 +79,5 @@ def configure(level: str = "info", style: str = "text") -> None:
     handler.mooring = True  # type: ignore[attr-defined]  # marks the handler as ours for a second call
     root.addHandler(handler)
     root.setLevel(level.upper())
+    # tells at info level each time that it looks at the schema
+    logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -147,7 +147,7 @@ class _PostgreSQLHint:
         self._latest: tuple[str, int] | None = None
         self._heard = time.monotonic()
         self._first = threading.Event()
-        self._ended = False
+        self._ended = threading.Event()
         threading.Thread(target=self._follow, name="revision-watch", daemon=True).start()
 
     def mark(self) -> object:
@@ -158,10 +158,10 @@ class _PostgreSQLHint:
         return self._latest
 
     def close(self) -> None:
-        self._ended = True
+        self._ended.set()
 
     def _follow(self) -> None:
-        while not self._ended:
+        while not self._ended.is_set():
             # Whatever fails here, the next turn connects anew; mark() tells that time passes.
             with (
                 contextlib.suppress(SQLAlchemyError, OSError),
@@ -179,6 +179,6 @@ class _PostgreSQLHint:
                     self._first.set()
                     for _ in driver.notifies(timeout=POLL_SECONDS, stop_after=1):
                         pass
-                    if self._ended:
+                    if self._ended.is_set():
                         return
-            time.sleep(POLL_SECONDS / 4)
+            self._ended.wait(POLL_SECONDS / 4)

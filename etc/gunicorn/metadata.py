@@ -1,0 +1,45 @@
+"""gunicorn for the metadata service: gunicorn --paste /etc/mooring/metadata.ini -c THIS_FILE.
+
+Every value is gunicorn's own setting; the names are documented with gunicorn.
+"""
+
+import os
+
+# Stops with one line that names the culprit, before any worker begins, if the paste file is wrong.
+from services.core.deploy import on_starting
+
+__all__ = ["on_starting"]
+
+# One socket for each door of metadata.ini; NGINX's user needs write permission on them.
+bind = [
+    "unix:/run/mooring/metadata.sock",
+    "unix:/run/mooring/flat.sock",
+    "unix:/run/mooring/operators.sock",
+]
+umask = 0o007
+
+# Answers are short and come from memory, so one request at a time and a worker or two a core serve
+# best: threads and gevent brought nothing (measured).
+worker_class = "sync"
+workers = 2 * (os.cpu_count() or 1)
+backlog = 2048
+timeout = 30
+graceful_timeout = 30
+
+# A request of an instance is small; NGINX has the same limits in front.
+limit_request_line = 4094
+limit_request_fields = 64
+limit_request_field_size = 8190
+
+# NGINX is the only peer and sets what is needed; nothing in a header may move the path.
+forwarded_allow_ips = ""
+forwarder_headers = ""
+header_map = "drop"
+
+# Its default is one file for each user: two services under one user would fight over it.
+control_socket_disable = True
+
+# NGINX writes the access log.
+accesslog = None
+errorlog = "-"
+loglevel = "info"

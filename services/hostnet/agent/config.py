@@ -1,0 +1,112 @@
+"""Values an operator sets in mooring-agent.conf, read once at start."""
+
+import base64
+import binascii
+import re
+from pathlib import Path
+from typing import Any
+
+from oslo_config import cfg
+
+from services.core.config import ConfigError, load
+from services.hostnet.agent.haproxy import Controller, MetadataPath
+
+AGENT = [
+    cfg.StrOpt(
+        "host",
+        required=True,
+        help="This host's name: the CN of its certificate, and `host` of its instances.",
+    ),
+    cfg.StrOpt(
+        "api_url",
+        required=True,
+        regex=r"^https://[A-Za-z0-9.\[\]:-]+$",
+        help="Where the controllers' API answers, https://NAME:PORT.",
+    ),
+    cfg.ListOpt(
+        "controllers",
+        required=True,
+        help="Where HAProxy finds the metadata service: ADDRESS:PORT/NAME, NAME as in the "
+        "controller's certificate; several are used in turn and replace each other.",
+    ),
+    cfg.StrOpt(
+        "ca_file",
+        default="/etc/mooring/pki/root.crt",
+        help="Certificate that the controllers' certificates lead to.",
+    ),
+    cfg.StrOpt(
+        "cert_file",
+        default="/etc/mooring/pki/host.pem",
+        help="This host's certificate, its chain and its key in one file.",
+    ),
+    cfg.StrOpt(
+        "host_key_file",
+        default="/etc/mooring/secrets/host-key",
+        help="This host's signing key in base64 (`mooring secret host-key` prints it), readable "
+        "by its owner alone.",
+    ),
+    cfg.StrOpt(
+        "run_dir",
+        default="/run/mooring/agent",
+        help="Directory of HAProxy's configuration, map, socket and process id.",
+    ),
+    cfg.DictOpt(
+        "namespaces",
+        default={},
+        help="Network namespace of each network, NETWORK:NAMESPACE,...; an empty NAMESPACE is the "
+        "host's own. Networks that are not named are in qdhcp-NETWORK.",
+    ),
+    cfg.FloatOpt(
+        "poll_seconds",
+        default=2.0,
+        min=0.1,
+        max=3600.0,
+        help="Seconds between two looks for changed instances.",
+    ),
+]
+
+OPTIONS: dict[str, list[Any]] = {"agent": AGENT}
+
+
+def list_opts() -> list[tuple[str, list[Any]]]:
+    """Every option by section, for oslo.config's generator and validator."""
+    return [(group, list(options)) for group, options in OPTIONS.items()]
+
+
+def read(path: str | Path) -> Any:
+    """The [agent] values of a mooring-agent.conf; raises ConfigError."""
+    conf = load(path, OPTIONS)
+    for option in AGENT:
+        if option.required and not conf.agent[option.dest]:
+            raise ConfigError(f"{path}: option {option.name} in [agent] is needed")
+    return conf.agent
+
+
+def metadata_path(agent: Any) -> MetadataPath:
+    """The proxy's description, without networks; raises ConfigError that names the option."""
+    try:
+        text = Path(agent.host_key_file).read_bytes().strip()
+        key = base64.b64decode(text, validate=True)
+    except OSError as error:
+        raise ConfigError(f"host_key_file {agent.host_key_file}: {error.strerror}") from None
+    except (binascii.Error, ValueError):
+        raise ConfigError(f"host_key_file {agent.host_key_file}: is not base64") from None
+    if Path(agent.host_key_file).stat().st_mode & 0o077:
+        raise ConfigError(f"host_key_file {agent.host_key_file}: others can read it (chmod 600)")
+    controllers = []
+    for text_of_one in agent.controllers:
+        found = re.fullmatch(r"\[?([0-9A-Fa-f:.]+?)\]?:([0-9]{1,5})/([A-Za-z0-9.-]+)", text_of_one)
+        if found is None:
+            raise ConfigError(f"controllers: {text_of_one!r} is not ADDRESS:PORT/NAME")
+        controllers.append((found[1], int(found[2]), found[3].lower()))
+    try:
+        return MetadataPath(
+            host=agent.host,
+            host_key=key,
+            controllers=tuple(Controller(*each) for each in controllers),
+            ca_file=agent.ca_file,
+            cert_file=agent.cert_file,
+            run_dir=agent.run_dir,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
