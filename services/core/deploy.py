@@ -106,9 +106,10 @@ class _Loader(loadwsgi.ConfigLoader):  # type: ignore[misc]  # paste.deploy has 
         finally:
             self.stack.pop()
         context.where = where
-        for inner in ("next_context", "filter_context"):
-            if hasattr(context, inner) and not hasattr(getattr(context, inner), "where"):
-                getattr(context, inner).where = where
+        if context.object_type is loadwsgi.FILTER_WITH:
+            context.next_context.where = getattr(context.next_context, "where", where)
+        elif context.object_type is loadwsgi.FILTER_APP:
+            context.filter_context.where = where  # its keys stand in this section
         if (
             context.object_type is loadwsgi.FILTER_WITH
             and object_type is loadwsgi.APP
