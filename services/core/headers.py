@@ -1,7 +1,7 @@
 """The registry of request headers that only the inside may set, and of those no log may show.
 
-The gatekeeper deletes `INSIDE_ONLY` from peers that are not trusted, the host's proxy deletes them
-from instances, the logger redacts `SECRET`: all three read this one table.
+The gatekeeper deletes `INSIDE_ONLY` from peers that are not trusted; whatever logs a header leaves
+the values of `SECRET` out. The host's proxy does not need the table: it passes an allow-list on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ INSIDE_ONLY: dict[str, str] = {
     "X-Mooring-Time": "HAProxy: when it signed, in Unix seconds",
     "X-Mooring-Signature": "HAProxy: signature version 2",
     "X-Mooring-Forwarded": "HAProxy: the instance sent its own X-Forwarded-For",
-    "X-Mooring-Token-Refused": "HAProxy: the instance may not have a token",
     "X-Mooring-Hop-Limit": "the metadata application, in answers only",
 }
 
