@@ -475,7 +475,10 @@ def _backend(path: MetadataPath) -> list[str]:
         "    http-response set-var(txn.hops) res.fhdr(X-Mooring-Hop-Limit)",
         "    http-response del-header x-mooring- -m beg",
     ]
-    for limit in range(MIN_HOP_LIMIT, MAX_HOP_LIMIT + 1):
+    # the strictest first: a value that is none of the others leaves it at that
+    strictest = MARK_BASE + MIN_HOP_LIMIT
+    lines.append(f"    http-response set-mark {strictest:#x} if {{ var(txn.hops) -m found }}")
+    for limit in range(MIN_HOP_LIMIT + 1, MAX_HOP_LIMIT + 1):
         mark = f"{MARK_BASE + limit:#x}"
         lines.append(f"    http-response set-mark {mark} if {{ var(txn.hops) -m str {limit} }}")
     lines += [
