@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from typing import TypeAlias
 
 from services.ca.refusal import Refused, shown
@@ -32,6 +33,11 @@ _NUMBER_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # One shape for user, group and instance names: what can be typed, logged and compared without
 # knowing Unicode. "@" and "+" serve mail addresses, ":" Mooring's group names.
 _PRINCIPAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+:-]*")
+# RFC 5892 section 2.1, less upper case, which no A-label holds: what may stand behind an A-label.
+# Controls, symbols and invisible joiners make names that look like another.
+_LETTER_DIGITS = frozenset({"Ll", "Lo", "Lm", "Mn", "Mc", "Nd"})
+# RFC 5892 appendix A.3 to A.7: punctuation inside Catalan, Greek, Hebrew and Japanese words.
+_CONTEXT_CHARACTERS = frozenset("\u00b7\u0375\u05f3\u05f4\u30fb")
 _URI = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9.-]+)((?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*)")
 
 
@@ -164,5 +170,13 @@ def _is_a_label(label: str) -> bool:
         again = decoded.encode("punycode").decode("ascii")
     except (UnicodeError, ValueError, OverflowError):
         return False
-    surrogates = any("\ud800" <= character <= "\udfff" for character in decoded)
-    return again == encoded and not decoded.isascii() and not surrogates
+    return (
+        again == encoded
+        and not decoded.isascii()
+        and unicodedata.is_normalized("NFC", decoded)
+        and all(
+            character in _CONTEXT_CHARACTERS or unicodedata.category(character) in _LETTER_DIGITS
+            for character in decoded
+            if character != "-"
+        )
+    )
