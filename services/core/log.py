@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 
+from services.core.headers import SECRET
+
 SECRET_FIELDS = frozenset(
     {
         "authorization",
@@ -22,6 +24,7 @@ SECRET_FIELDS = frozenset(
         "token",
         "user_data",
         "vendor_data",
+        *(name.lower().replace("-", "_") for name in SECRET),
     }
 )
 REDACTED = "[redacted]"
@@ -68,7 +71,7 @@ def configure(level: str = "info", style: str = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )

@@ -1,0 +1,130 @@
+"""What a reader is told of changes, on both engines."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, update
+
+from services.core import revision, schema
+from services.core.database import Database, Unavailable
+from services.core.revision import EVERYTHING, NOTHING, Changes, RevisionWatch
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def watch(database: Database) -> Iterator[RevisionWatch]:
+    watch = RevisionWatch(database)
+    yield watch
+    watch.close()
+
+
+def change(database: Database, *names: str) -> None:
+    with database.write() as writer:
+        for name in names:
+            writer.changed("instance", name, "put", "host:a")
+
+
+def next_change(watch: RevisionWatch) -> Changes:
+    """What poll() says as soon as it says anything; PostgreSQL's notification takes a moment."""
+    deadline = time.monotonic() + 2 * revision.POLL_SECONDS
+    while time.monotonic() < deadline:
+        changes = watch.poll()
+        if changes != NOTHING:
+            return changes
+        time.sleep(0.01)
+    return NOTHING
+
+
+def test_the_first_poll_forgets_everything(watch: RevisionWatch) -> None:
+    """Whatever was read before the first look may be old."""
+    assert watch.poll() == EVERYTHING
+    assert watch.poll() == NOTHING
+
+
+def test_a_change_is_named_once(database: Database, watch: RevisionWatch) -> None:
+    """A reader is told which objects changed, and not told again."""
+    watch.poll()
+    change(database, "a", "b")
+    assert next_change(watch).objects == {("instance", "a"), ("instance", "b")}
+    assert watch.poll() == NOTHING
+
+
+def test_changes_add_up(database: Database, watch: RevisionWatch) -> None:
+    """Several revisions between two looks are one answer that misses none."""
+    watch.poll()
+    change(database, "a")
+    change(database, "b")
+    change(database, "a")
+    seen: set[tuple[str, str]] = set()
+    deadline = time.monotonic() + 2 * revision.POLL_SECONDS
+    while len(seen) < 2 and time.monotonic() < deadline:
+        seen |= watch.poll().objects
+    assert seen == {("instance", "a"), ("instance", "b")}
+
+
+def test_compacted_changes_mean_everything(database: Database, watch: RevisionWatch) -> None:
+    """A reader who is behind what is kept must forget everything, not miss the gap."""
+    watch.poll()
+    with database.write() as writer:
+        writer.connection.execute(update(schema.revision).values(number=10))
+        writer.connection.execute(delete(schema.change))
+        writer.changed("instance", "late", "put", "host:a")
+    assert next_change(watch).everything
+
+
+def test_a_restored_database_means_everything(database: Database, watch: RevisionWatch) -> None:
+    """Another epoch is another history: nothing known is kept, whatever the number says."""
+    watch.poll()
+    with database.write() as writer:
+        writer.connection.execute(update(schema.revision).values(epoch="f" * 32))
+        writer.changed("instance", "a", "put", "host:a")
+    assert next_change(watch).everything
+
+
+def test_sqlite_sees_a_commit_at_the_very_next_look(sqlite_url: str) -> None:
+    """On SQLite there is no moment in which an answered write is not seen."""
+    database = Database(sqlite_url)
+    watch = RevisionWatch(database)
+    watch.poll()
+    for turn in range(50):
+        change(database, str(turn))
+        assert watch.poll().objects == {("instance", str(turn))}
+    watch.close()
+    database.close()
+
+
+def test_a_replaced_sqlite_file_is_read_anew(sqlite_url: str) -> None:
+    """A file put in place of another is noticed; while there is none, the look says so."""
+    database = Database(sqlite_url)
+    watch = RevisionWatch(database)
+    watch.poll()
+    path = database.sqlite_path
+    assert path is not None
+    away = Path(f"{path}.away")
+    database.close()
+    path.rename(away)
+    with pytest.raises(Unavailable):
+        watch.poll()
+    away.rename(path)
+    change(database, "a")
+    assert watch.poll().objects == {("instance", "a")}
+    watch.close()
+    database.close()
+
+
+def test_a_silent_postgresql_is_unavailable(tmp_path: Path) -> None:
+    """A server that does not answer is noticed by our own clock."""
+    database = Database(f"postgresql+psycopg://mooring@/x?host={tmp_path}")
+    watch = RevisionWatch(database)
+    with pytest.raises(Unavailable, match="not been heard"):
+        watch.poll()
+    watch.close()
+    database.close()
