@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from services.ca.keys import PublicKey, key_identifier, key_type, same_key
+from services.ca.keys import PublicKey, key_identifier, key_type
 from services.ca.profiles import ROOT, Profile
 from services.ca.refusal import Refused
 from services.ca.request import CertificateRequest, make_request
@@ -197,7 +197,7 @@ def _check_key_type(profile: Profile, request: CertificateRequest) -> None:
 
 def _check_key(profile: Profile, request: CertificateRequest, issuer: Issuer) -> None:
     _check_key_type(profile, request)
-    if any(same_key(request.public_key, key) for key in issuer.public_keys):
+    if request.public_key in issuer.public_keys:
         raise Refused("/public_key", "the key is that of the authority itself")
 
 

@@ -123,11 +123,6 @@ def key_identifier(key: PublicKey) -> bytes:
     return hashlib.sha256(_subject_public_key(key)).digest()[:KEY_IDENTIFIER_BYTES]
 
 
-def same_key(one: PublicKey, other: PublicKey) -> bool:
-    """Tell whether both are the same public key, however they were encoded."""
-    return _subject_public_key(one) == _subject_public_key(other)
-
-
 def _subject_public_key(key: PublicKey) -> bytes:
     if isinstance(key, ec.EllipticCurvePublicKey):
         return key.public_bytes(

@@ -18,7 +18,6 @@ from services.ca.keys import (
     PrivateKey,
     PublicKey,
     accept_public_key,
-    same_key,
     signature_hash,
 )
 
@@ -89,7 +88,7 @@ class Issuer:
         if not constraints.ca or not usage.key_cert_sign:
             raise ValueError("the issuer's certificate may not sign certificates")
         own_key = accept_public_key(self.certificate.public_key())
-        if not same_key(own_key, self.signer.public_key()):
+        if own_key != self.signer.public_key():
             raise ValueError("the issuer's certificate and its key do not belong together")
         lower = self.certificate
         for upper in self.above:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed448
 
 from services.ca import files
-from services.ca.keys import KeyType, generate_key, same_key
+from services.ca.keys import KeyType, generate_key
 
 
 def mode(path):
@@ -40,7 +40,7 @@ def test_a_key_is_read_as_it_was_written(tmp_path, kind, passphrase):
     key = generate_key(kind)
     files.write_key(tmp_path / "a.key", key, passphrase=passphrase)
     again = files.read_key(tmp_path / "a.key", passphrase=passphrase)
-    assert same_key(again.public_key(), key.public_key())
+    assert again.public_key() == key.public_key()
     head = (tmp_path / "a.key").read_bytes().splitlines()[0]
     encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
     assert head == (encrypted if passphrase else b"-----BEGIN PRIVATE KEY-----")
@@ -89,7 +89,7 @@ def test_of_many_writers_at_once_one_wins(tmp_path):
     for thread in threads:
         thread.join(30)
     (winner,) = won
-    assert same_key(files.read_key(tmp_path / "a.key").public_key(), winner.public_key())
+    assert files.read_key(tmp_path / "a.key").public_key() == winner.public_key()
 
 
 @pytest.mark.parametrize("call", ["fsync", "fchmod"])

@@ -17,7 +17,6 @@ from services.ca.keys import (
     has_small_factor,
     key_identifier,
     key_type,
-    same_key,
     signature_hash,
 )
 from services.ca.refusal import Refused
@@ -131,13 +130,3 @@ def test_hash_follows_the_key():
         for kind in (KeyType.P256, KeyType.P384, KeyType.ED25519, KeyType.RSA2048)
     }
     assert list(names.values()) == ["sha256", "sha384", None, "sha256"]
-
-
-def test_keys_are_compared_by_value():
-    """The same key read twice is the same, another is not."""
-    key = generate_key()
-    numbers = key.private_numbers() if isinstance(key, ec.EllipticCurvePrivateKey) else None
-    assert numbers is not None
-    again = numbers.private_key()
-    assert same_key(key.public_key(), again.public_key())
-    assert not same_key(key.public_key(), generate_key().public_key())
