@@ -67,6 +67,10 @@ PROCESS_CONNECTIONS = 8192
 # Connections to one controller; more requests wait here, in order, instead of there.
 CONTROLLER_CONNECTIONS = 256
 
+MAX_PATH = 255
+# A unix socket's path has 107 bytes; HAProxy makes `haproxy.sock.PID.tmp` before it renames it.
+MAX_RUN_DIR = 82
+
 _identifier = re.compile(r"[0-9A-Za-z][0-9A-Za-z._:-]{0,127}", re.ASCII).fullmatch
 _network = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", re.ASCII).fullmatch
 _namespace = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._-]{0,127}", re.ASCII).fullmatch
@@ -155,10 +159,12 @@ class MetadataPath:
             raise ValueError("host key: shorter than 32 bytes")
         _check("controllers", "()", self.controllers)
         for what in ("ca_file", "cert_file", "run_dir"):
-            _check(what, getattr(self, what), _path(getattr(self, what)))
+            value = getattr(self, what)
+            _check(what, value, _path(value) and len(value) <= MAX_PATH)
+        _check("run_dir", self.run_dir, len(self.run_dir) <= MAX_RUN_DIR)
         _check("stamp", self.stamp, _stamp(self.stamp))
         if self.log is not None:
-            _check("log", self.log, _path(self.log))
+            _check("log", self.log, _path(self.log) and len(self.log) <= MAX_PATH)
         ids = [network.id for network in self.networks]
         _check("network ids", str(ids), len(ids) == len(set(ids)))
         binds = [
@@ -474,6 +480,10 @@ def _backend(path: MetadataPath) -> list[str]:
         # -- normal TTL. So a marked connection ends with this answer.
         "    http-response set-var(txn.hops) res.fhdr(X-Mooring-Hop-Limit)",
         "    http-response del-header x-mooring- -m beg",
+        # A controller without its application: by now the others have been tried. cloud-init waits
+        # and asks again for 503 with Retry-After alone.
+        '    http-response set-header Retry-After "2" if { status 502 504 }',
+        '    http-response set-status 503 reason "Service Unavailable" if { status 502 504 }',
     ]
     # the strictest first: a value that is none of the others leaves it at that
     strictest = MARK_BASE + MIN_HOP_LIMIT

@@ -242,6 +242,7 @@ class Recorder:
     seen: list[Seen] = field(default_factory=list)
     connections: set[Any] = field(default_factory=set)
     hops: str | None = None
+    status: int = 200
     go: threading.Event = field(default_factory=threading.Event)
     port: int = 0
     server: Any = None
@@ -266,7 +267,7 @@ class Recorder:
             def answer(self) -> None:
                 method, target, version = self.raw_requestline.decode("latin-1").split()
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status = 200
+                status = recorder.status
                 if target == "/healthz":
                     status = 400
                 else:

@@ -319,7 +319,7 @@ def test_no_controller_is_503_with_retry_after(make_edge, red, tools):
     assert answer.text.startswith("503 Service Unavailable\n\n")
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 500, 502, 503])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 500, 503])
 def test_an_answer_of_the_controller_passes(edge, red, status):
     """What the application answers is what the instance gets."""
     answer = red[1].get(f"/status/{status}")
@@ -387,6 +387,27 @@ def test_a_password_is_not_sent_twice(make_edge, pki, red, tools):
         assert cutting.seen.count("GET") > 1
     finally:
         cutting.close()
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_a_controller_without_application_is_stepped_over(make_edge, pki, red, tools, status):
+    """A gateway's error is tried elsewhere; from the last one it is 503 with Retry-After."""
+    broken, whole = tools.Recorder(status=status), tools.Recorder()
+    broken.start_tls(pki)
+    whole.start_tls(pki)
+    try:
+        edge = make_edge(broken.port, whole.port, networks=(red[0],))
+        edge.apply(IDENTITIES)
+        for _ in range(6):
+            assert red[1].get("/").text == "i-red"
+        assert broken.seen
+        whole.status = status
+        answer = red[1].get("/")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "2")
+        assert answer.text
+    finally:
+        broken.close()
+        whole.close()
 
 
 @pytest.mark.parametrize("directory", ["other", "name"])
