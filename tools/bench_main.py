@@ -1,0 +1,65 @@
+"""The command line of tools/bench, and the results' file that its parts share."""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import bench_metadata
+
+RESULTS = Path(__file__).resolve().parent.parent / "build" / "bench.json"
+
+
+def merge(path: Path, results: Mapping[str, float]) -> None:
+    """Add numbers to the flat JSON object in the file; what other parts wrote stays."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        kept = {}
+    if not isinstance(kept, dict):
+        kept = {}
+    kept.update(results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Whoever reads it at the same time sees the old object or the new one.
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1; raises argparse's error."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("is 1 or more")
+    return number
+
+
+def main() -> None:
+    """Run the parts named on the command line."""
+    parser = argparse.ArgumentParser(prog="bench", description="Runs Mooring's benchmarks.")
+    parser.add_argument("part", nargs="?", choices=["all", "metadata"], default="all")
+    parser.add_argument("--instances", type=count, default=1000, help="instances that boot (1000)")
+    parser.add_argument("--rounds", type=count, default=3, help="pairs of ours and trivial (3)")
+    parser.add_argument(
+        "--workers",
+        type=count,
+        default=2 * (os.cpu_count() or 1),
+        help="gunicorn's workers (two a core, as etc/gunicorn/metadata.py has it)",
+    )
+    parser.add_argument(
+        "--connections",
+        type=count,
+        default=32,
+        help="kept connections to NGINX, each with one request under way (32)",
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="build/bench.json")
+    arguments = parser.parse_args()
+    results = bench_metadata.run(
+        instances=arguments.instances,
+        rounds=arguments.rounds,
+        workers=arguments.workers,
+        connections=arguments.connections,
+    )
+    merge(arguments.output, results)
+    print(f"\nwritten to {arguments.output}")

@@ -1,0 +1,463 @@
+"""The boot storm: many instances boot at the same time, and each asks what cloud-init asks.
+
+Real parts throughout: the files of etc/, NGINX with mutual TLS, gunicorn, SQLite. Ours and a
+trivial application take turns behind the same NGINX at the same socket, with the same gunicorn
+settings and the same requests, so that only the application differs.
+"""
+
+import base64
+import os
+import secrets
+import sqlite3
+import ssl
+import statistics
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from bench_client import Client, Outcome, Request
+from stand import LOOPBACK, METADATA_NAME, Process, Stand, StandError, wait_for
+
+from services.core.database import Database
+from services.core.signature import host_key, load_secrets, message_v2, sign_v2
+from services.metadata.model import Instance
+from services.metadata.pages import Page, Settings
+from services.metadata.store import Store, Stored
+from services.metadata.tree import Tree
+
+AT_ONCE = 200
+"""Instances that are booting at any time of a storm."""
+
+WARM_UP = 40
+"""Instances outside the storm that boot before it: interpreters and connections settle."""
+
+SIGNED_SECONDS = 30
+"""Older requests are signed anew: the services accept a signature for 60 s."""
+
+VERSION = "2018-08-27"
+"""The newest OpenStack version that cloud-init knows."""
+
+TREE = "/latest/meta-data/"
+PROJECTS = 20
+NETWORK = "b1e1e6a2-53e3-4a5c-a5a4-0d6f3f4b6c10"
+TICKS = os.sysconf("SC_CLK_TCK")
+SETTLED_SECONDS = 0.3
+START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Booter:
+    """An instance of the storm: who it is to its host's proxy, and what it will ask for."""
+
+    id: str
+    project_id: str
+    address: str
+    asks: Sequence[tuple[str, bytes, bytes]]
+    """Path, status expected, and what the body must hold (or b"")."""
+
+
+# ---- the instances -----------------------------------------------------------------------------
+
+
+def document(number: int, host: str) -> dict[str, Any]:
+    """An ordinary instance: an interface, a key, 2 KB of user data, some properties."""
+    instance_id = str(uuid.UUID(int=secrets.randbits(128), version=4))
+    address = IPv4Address("10.64.0.10") + number
+    script = "\n".join(
+        f"  - [sh, -c, 'echo step {step} of {instance_id} >> /var/log/boot.log']"
+        for step in range(24)
+    )
+    user_data = f"#cloud-config\npackages: [nginx, curl]\nruncmd:\n{script}\n"
+    key = base64.b64encode(secrets.token_bytes(279)).decode()
+    return {
+        "id": instance_id,
+        "project_id": f"project-{number % PROJECTS}",
+        "name": f"web-{number}",
+        "host": host,
+        "instance_type": "m1.small",
+        "image_id": "7c2c9d8e-6f0a-4d51-9a3e-51f1a4f7c001",
+        "keys": [{"name": "deploy", "data": f"ssh-rsa {key} deploy@example.org"}],
+        "properties": {"role": "web", "tier": "front", "owner": "team-17"},
+        "user_data": base64.b64encode(user_data.encode()).decode(),
+        "security_groups": ["default", "web"],
+        "interfaces": [
+            {
+                "network_id": NETWORK,
+                "mac": "fa:16:3e:" + number.to_bytes(3, "big").hex(":"),
+                "mtu": 1450,
+                "security_groups": ["default", "web"],
+                "subnets": [
+                    {
+                        "cidr": "10.64.0.0/16",
+                        "gateway_ip": "10.64.0.1",
+                        "dns_nameservers": ["10.64.0.2"],
+                        "addresses": [{"ip_address": str(address)}],
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def boot_paths(tree: Tree) -> list[str]:
+    """What cloud-init's OpenStack source asks an instance's tree for at boot, in its order.
+
+    The version list twice, the documents of one version, then the EC2 tree: directories before
+    leaves, ``0=name`` in a listing as ``0/openssh-key`` (cloudinit/sources/helpers/ec2.py).
+    """
+    version = f"/openstack/{VERSION}"
+    files = ("meta_data.json", "user_data", "vendor_data.json", "vendor_data2.json")
+    paths = ["/openstack", "/openstack", *(f"{version}/{file}" for file in files)]
+    paths += [f"{version}/network_data.json", *_crawl(tree, TREE)]
+    return paths
+
+
+def _crawl(tree: Tree, directory: str) -> Iterator[str]:
+    yield directory
+    page = tree.page(directory)
+    assert isinstance(page, Page)
+    names = page.body.decode().splitlines()
+    for name in names:
+        if name.endswith("/"):
+            yield from _crawl(tree, directory + name)
+    for name in names:
+        number, sign, _ = name.partition("=")
+        if not name.endswith("/"):
+            yield directory + (f"{number}/openssh-key" if sign and number.isdigit() else name)
+
+
+def booter(instance: Instance, settings: Settings) -> Booter:
+    """The instance with its requests, and what each must answer."""
+    tree = Tree(instance, settings)
+    asks = []
+    for path in boot_paths(tree):
+        page = tree.page(path)
+        # What tells instances apart is checked: an answer with another's content is an error.
+        holds = b""
+        if path.endswith("/meta_data.json"):
+            holds = instance.id.encode()
+        elif isinstance(page, Page) and path.endswith(("user_data", "/instance-id")):
+            holds = page.body
+        asks.append((path, b"404" if page is None else b"200", holds))
+    address = str(instance.interfaces[0].subnets[0].addresses[0].ip_address)
+    return Booter(instance.id, instance.project_id, address, asks)
+
+
+def populate(stand: Stand, count: int) -> list[Booter]:
+    """Put instances into the stand's database; returns them as they will boot."""
+    database = Database(stand.database_url)
+    store = Store(database)
+    settings = Settings()
+    booters = []
+    try:
+        for number in range(count):
+            instance = Instance.from_document(document(number, stand.host))
+            if not isinstance(store.create(instance), Stored):
+                raise StandError(f"instance {number} was not kept")
+            booters.append(booter(instance, settings))
+    finally:
+        database.close()
+    return booters
+
+
+def forget(stand: Stand) -> None:
+    """Make every worker forget what it holds: the database says that it is another one."""
+    with sqlite3.connect(stand.directory / "lib" / "mooring.db") as connection:
+        connection.execute("UPDATE revision SET epoch = ?", (str(uuid.uuid4()),))
+    connection.close()
+
+
+# ---- the requests ------------------------------------------------------------------------------
+
+
+class Signer:
+    """A host's HAProxy: adds what the inside may say, with signature version 2."""
+
+    def __init__(self, stand: Stand) -> None:
+        master = load_secrets(stand.etc / "secrets" / "signature")[0]
+        self._host = stand.host
+        self._key = host_key(master, stand.host)
+
+    def boot(self, booter: Booter, trivial: bool) -> list[Request]:
+        """An instance's requests as they go to NGINX, signed now."""
+        now = int(time.time())
+        common = (
+            "Host: 169.254.169.254\r\n"
+            "User-Agent: Cloud-Init/22.4.2\r\n"
+            "Accept-Encoding: gzip, deflate\r\n"
+            "Accept: */*\r\n"
+            f"X-Forwarded-For: {booter.address}\r\n"
+            f"X-Instance-ID: {booter.id}\r\n"
+            f"X-Tenant-ID: {booter.project_id}\r\n"
+            f"X-Mooring-Network: {NETWORK}\r\n"
+            f"X-Mooring-Time: {now}\r\n"
+        )
+        requests = []
+        for path, status, holds in booter.asks:
+            message = message_v2(
+                host=self._host,
+                time=now,
+                network=NETWORK,
+                instance=booter.id,
+                project=booter.project_id,
+                address=booter.address,
+                method="GET",
+                target=path,
+            )
+            signature = sign_v2(self._key, message)
+            wire = f"GET {path} HTTP/1.1\r\n{common}X-Mooring-Signature: {signature}\r\n\r\n"
+            if trivial:
+                status, holds = b"200", b""
+            requests.append(Request(wire.encode("ascii"), status, holds))
+        return requests
+
+    def storm(self, booters: Sequence[Booter], *, trivial: bool) -> Iterator[list[Request]]:
+        """Everybody's requests; made now, and again where a long round would outlive them."""
+        made = time.monotonic()
+        prepared = [self.boot(booter, trivial) for booter in booters]
+
+        def boots() -> Iterator[list[Request]]:
+            for booter, boot in zip(booters, prepared, strict=True):
+                stale = time.monotonic() - made > SIGNED_SECONDS
+                yield self.boot(booter, trivial) if stale else boot
+
+        return boots()
+
+
+# ---- the servers -------------------------------------------------------------------------------
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def cpu_seconds(processes: Sequence[int]) -> float:
+    """Seconds of CPU, in user and in kernel mode, that the processes have taken so far."""
+    ticks = 0
+    for process in processes:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS
+
+
+def wait_until_settled(server: Process, count: int) -> list[int]:
+    """The worker processes, once all are there and none has anything left to do."""
+    last: list[float] = []
+
+    def settled() -> bool:
+        nonlocal last
+        server.alive()
+        workers = children(server.popen.pid)
+        before, last = last, [cpu_seconds([worker]) for worker in workers]
+        if len(workers) == count and before == last:
+            return True
+        time.sleep(SETTLED_SECONDS)
+        return False
+
+    wait_for("gunicorn's workers", settled, START_SECONDS)
+    return children(server.popen.pid)
+
+
+def start_trivial(stand: Stand, length: int) -> Process:
+    """The trivial application at the same sockets under the same settings."""
+    process = stand.start(
+        "gunicorn",
+        *(sys.executable, "-m", "gunicorn", f"bench_trivial:make({length})"),
+        *("-c", stand.etc / "gunicorn" / "metadata.py", "--workers", str(stand.workers)),
+        env=stand.environment(),
+    )
+    wait_for("the trivial application", lambda: stand.ask_socket("metadata.sock", "/") == 200)
+    return process
+
+
+@dataclass(frozen=True)
+class Round:
+    """One storm: the client's view, and CPU seconds of gunicorn's workers and of NGINX."""
+
+    outcome: Outcome
+    cpu: float
+    nginx_cpu: float
+
+    @property
+    def cpu_us(self) -> float:
+        """Microseconds of the workers' CPU for each answer."""
+        return self.cpu / len(self.outcome.latencies) * 1e6
+
+
+class Bench:
+    """The storms on one stand."""
+
+    def __init__(self, stand: Stand, instances: int, connections: int) -> None:
+        self.stand = stand
+        self.connections = connections
+        booters = populate(stand, instances + WARM_UP)
+        self.booters, self.others = booters[:instances], booters[instances:]
+        self.signer = Signer(stand)
+        self.context = ssl.create_default_context(cafile=str(stand.etc / "pki" / "root.crt"))
+        self.context.load_cert_chain(stand.etc / "pki" / f"host-{stand.host}.pem")
+        self.length = 0
+
+    def ours(self) -> tuple[Round, Round]:
+        """A storm of instances that no worker knows, and one of the same instances after it."""
+        with self._serving(self.stand.start_gunicorn()) as (client, workers):
+            self._warm_up(client, trivial=False)
+            forget(self.stand)
+            cold = self._storm(client, workers, trivial=False)
+            warm = self._storm(client, workers, trivial=False)
+        if not self.length:
+            self.length = int(statistics.median(cold.outcome.lengths))
+        return cold, warm
+
+    def trivial(self) -> Round:
+        """The same requests to the trivial application."""
+        with self._serving(start_trivial(self.stand, self.length)) as (client, workers):
+            self._warm_up(client, trivial=True)
+            return self._storm(client, workers, trivial=True)
+
+    def _serving(self, server: Process) -> "_Serving":
+        return _Serving(self, server)
+
+    def _warm_up(self, client: Client, *, trivial: bool) -> None:
+        client.storm(self.signer.storm(self.others, trivial=trivial), AT_ONCE)
+
+    def _storm(self, client: Client, workers: Sequence[int], *, trivial: bool) -> Round:
+        boots = self.signer.storm(self.booters, trivial=trivial)
+        nginx = children(self.stand.processes["nginx"].popen.pid)
+        before, nginx_before = cpu_seconds(workers), cpu_seconds(nginx)
+        outcome = client.storm(boots, AT_ONCE)
+        return Round(outcome, cpu_seconds(workers) - before, cpu_seconds(nginx) - nginx_before)
+
+
+class _Serving:
+    """gunicorn and the connections for the time of a block."""
+
+    def __init__(self, bench: Bench, server: Process) -> None:
+        self.bench, self.server = bench, server
+
+    def __enter__(self) -> tuple[Client, list[int]]:
+        stand = self.bench.stand
+        workers = wait_until_settled(self.server, stand.workers)
+        self.client = Client(
+            (LOOPBACK, stand.metadata_port),
+            self.bench.context,
+            METADATA_NAME,
+            self.bench.connections,
+        )
+        return self.client, workers
+
+    def __exit__(self, *_exc: object) -> None:
+        self.client.__exit__()
+        self.server.stop()
+        del self.bench.stand.processes[self.server.name]
+
+
+# ---- the results -------------------------------------------------------------------------------
+
+
+def results_of(
+    cold: Sequence[Round], warm: Sequence[Round], trivial: Sequence[Round]
+) -> dict[str, float]:
+    """The numbers of the rounds: medians, and medians of each round's ratio to its neighbour."""
+    results: dict[str, float] = {}
+    for name, rounds in (("storm", cold), ("storm.warm", warm), ("storm.trivial", trivial)):
+        outcomes = [each.outcome for each in rounds]
+        middle = statistics.median
+        results |= {
+            f"metadata.{name}.rate": middle(o.rate for o in outcomes),
+            f"metadata.{name}.p50_ms": middle(o.percentile(0.5) * 1e3 for o in outcomes),
+            f"metadata.{name}.p99_ms": middle(o.percentile(0.99) * 1e3 for o in outcomes),
+            f"metadata.{name}.cpu_us": middle(each.cpu_us for each in rounds),
+            f"metadata.{name}.nginx_cpu_us": middle(
+                each.nginx_cpu / len(each.outcome.latencies) * 1e6 for each in rounds
+            ),
+            f"metadata.{name}.client_cpu_us": middle(
+                o.cpu_seconds / len(o.latencies) * 1e6 for o in outcomes
+            ),
+            f"metadata.{name}.errors": float(sum(len(o.errors) for o in outcomes)),
+        }
+        if rounds is trivial:
+            continue
+        pairs = list(zip(rounds, trivial, strict=True))
+        results |= {
+            f"metadata.{name}.rate_ratio": middle(
+                a.outcome.rate / b.outcome.rate for a, b in pairs
+            ),
+            f"metadata.{name}.p99_ratio": middle(
+                a.outcome.percentile(0.99) / b.outcome.percentile(0.99) for a, b in pairs
+            ),
+            f"metadata.{name}.cpu_ratio": middle(a.cpu_us / b.cpu_us for a, b in pairs),
+        }
+    return results
+
+
+def show(results: dict[str, float]) -> None:
+    """Print the table."""
+    columns = (("first boot", "storm"), ("again", "storm.warm"), ("trivial", "storm.trivial"))
+    rows = (
+        ("requests per second", "rate", "{:.0f}"),
+        ("  ratio to trivial", "rate_ratio", "{:.3f}"),
+        ("p50 ms", "p50_ms", "{:.2f}"),
+        ("p99 ms", "p99_ms", "{:.2f}"),
+        ("  ratio to trivial", "p99_ratio", "{:.3f}"),
+        ("CPU us a request, workers", "cpu_us", "{:.0f}"),
+        ("  ratio to trivial", "cpu_ratio", "{:.3f}"),
+        ("CPU us a request, NGINX", "nginx_cpu_us", "{:.0f}"),
+        ("CPU us a request, client", "client_cpu_us", "{:.0f}"),
+        ("errors", "errors", "{:.0f}"),
+    )
+    print("\n" + " " * 28 + "".join(f"{title:>12}" for title, _ in columns))
+    for title, key, form in rows:
+        cells = [results.get(f"metadata.{name}.{key}") for _, name in columns]
+        texts = ["-" if cell is None else form.format(cell) for cell in cells]
+        print(f"{title:<28}" + "".join(f"{text:>12}" for text in texts))
+
+
+def run(*, instances: int, rounds: int, workers: int, connections: int) -> dict[str, float]:
+    """Run the storms, print a table; returns the numbers by their dotted names."""
+    cold: list[Round] = []
+    warm: list[Round] = []
+    trivial: list[Round] = []
+    with Stand(workers=workers) as stand:
+        # Each round starts a gunicorn of its own.
+        stand.processes.pop("gunicorn").stop()
+        bench = Bench(stand, instances, connections)
+        requests = len(bench.booters[0].asks)
+        print(
+            f"boot storm: {instances} instances of {requests} requests, {AT_ONCE} at once,"
+            f" {connections} connections, {workers} workers, {rounds} rounds"
+        )
+        for number in range(rounds):
+            first, again = bench.ours()
+            other = bench.trivial()
+            cold.append(first)
+            warm.append(again)
+            trivial.append(other)
+            print(
+                f"round {number + 1}: ours {first.outcome.rate:.0f}/s {first.cpu_us:.0f} us,"
+                f" again {again.outcome.rate:.0f}/s {again.cpu_us:.0f} us,"
+                f" trivial {other.outcome.rate:.0f}/s {other.cpu_us:.0f} us",
+                flush=True,
+            )
+            for error in (first.outcome.errors + again.outcome.errors + other.outcome.errors)[:5]:
+                print(f"  wrong: {error}")
+        results = results_of(cold, warm, trivial)
+        results["metadata.storm.instances"] = float(instances)
+        results["metadata.storm.requests"] = float(requests)
+        results["metadata.storm.workers"] = float(workers)
+        results["metadata.storm.body_bytes"] = float(bench.length)
+    show(results)
+    return results
