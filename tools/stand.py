@@ -8,6 +8,8 @@ processes by their pids, namespaces by their names, the directory if it made tha
 
 import base64
 import contextlib
+import ctypes
+import http.client
 import json
 import os
 import secrets
@@ -17,11 +19,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from services.ca.hierarchy import create_hierarchy
 from services.core.database import upgrade
@@ -30,7 +33,11 @@ from services.core.signature import host_key
 ETC = Path(__file__).resolve().parent.parent / "etc"
 LOOPBACK = "127.0.0.1"
 METADATA_NAME = "metadata.mooring.test"
+METADATA_ADDRESS = "169.254.169.254"
 START_SECONDS = 30.0
+_CLONE_NEWNET = 0x40000000
+
+Result = TypeVar("Result")
 
 
 class StandError(Exception):
@@ -72,6 +79,69 @@ def wait_for(what: str, check: Callable[[], bool], seconds: float = START_SECOND
         if time.monotonic() > deadline:
             raise StandError(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.02)
+
+
+def inside(namespace: str, work: Callable[[], Result]) -> Result:
+    """Do the work in a thread that has entered the namespace: a socket made there stays there."""
+    outcome: list[Result] = []
+    errors: list[BaseException] = []
+
+    def visit() -> None:
+        try:
+            _enter(namespace)
+            outcome.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+def _enter(namespace: str) -> None:
+    with Path("/run/netns", namespace).open("rb") as handle:
+        if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns {namespace}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for a request."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8."""
+        return self.body.decode()
+
+
+def receive(connection: socket.socket, method: str = "GET") -> Answer:
+    """Read one answer from a connection; raises OSError or http.client.HTTPException."""
+    with http.client.HTTPResponse(connection, method=method) as response:
+        response.begin()
+        return Answer(response.status, response.headers, response.read())
+
+
+def request_bytes(
+    method: str,
+    target: str | bytes,
+    headers: Sequence[tuple[str, str]] = (),
+    body: bytes = b"",
+    host: str = METADATA_ADDRESS,
+) -> bytes:
+    """A request as it goes over the wire, headers exactly as given."""
+    raw = target if isinstance(target, bytes) else target.encode("latin-1")
+    lines = [f"Host: {host}", *(f"{name}: {value}" for name, value in headers)]
+    if body or method in ("POST", "PUT"):
+        lines.append(f"Content-Length: {len(body)}")
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+    return method.encode() + b" " + raw + b" HTTP/1.1\r\n" + head + body
 
 
 @dataclass
@@ -123,6 +193,34 @@ class InstanceSpace:
         """The HTTP status of a path, seen from inside the instance."""
         return int(self.curl(path, "-o", "/dev/null", "-w", "%{http_code}", *options))
 
+    def connect(self, timeout: float = 20) -> socket.socket:
+        """A connection from inside the instance to 169.254.169.254, without a process for it."""
+
+        def dial() -> socket.socket:
+            return socket.create_connection((METADATA_ADDRESS, 80), timeout, (self.address, 0))
+
+        return inside(self.namespace, dial)
+
+    def send(self, raw: bytes) -> Answer:
+        """The answer to these bytes on a connection of their own."""
+        with self.connect() as connection:
+            connection.sendall(raw)
+            return receive(connection, raw.partition(b" ")[0].decode("latin-1"))
+
+    def request(
+        self,
+        method: str,
+        target: str | bytes,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+    ) -> Answer:
+        """The answer to a request on a connection of its own."""
+        return self.send(request_bytes(method, target, headers, body))
+
+    def get(self, target: str, *headers: tuple[str, str]) -> Answer:
+        """The answer to a GET."""
+        return self.request("GET", target, headers)
+
 
 @dataclass
 class Stand:
@@ -134,6 +232,7 @@ class Stand:
     nova_compatible: bool = False
     flat: bool = False
     options: dict[str, dict[str, str]] = field(default_factory=dict)
+    agent_poll_seconds: float = 2.0
     progress: Callable[[str], None] = lambda _line: None
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="mooring-")))
     processes: dict[str, Process] = field(default_factory=dict)
@@ -322,6 +421,7 @@ class Stand:
             "host_key_file": key_file,
             "run_dir": self.run_dir / "agent",
             "namespaces": ",".join(f"{k}:{v}" for k, v in self.networks.items()),
+            "poll_seconds": self.agent_poll_seconds,
         }
         lines = ["[agent]", *(f"{name} = {value}" for name, value in values.items()), ""]
         path.write_text("\n".join(lines))
