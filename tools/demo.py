@@ -127,7 +127,11 @@ def demonstrate(once: bool) -> None:
         print()
         with steps.step("cloud-init boots in red, from the OpenStack data source"):
             boot = stand.directory / "boot"
-            red.run(Path(__file__).with_name("boot-instance"), boot, "OpenStack", timeout=180)
+            try:
+                red.run(Path(__file__).with_name("boot-instance"), boot, "OpenStack", timeout=180)
+            except StandError as error:
+                said = boot / "log"
+                raise StandError(f"{error}{tail(said) if said.exists() else ''}") from None
         written = (boot / "root/tmp/foo").read_text()
         result = json.loads((boot / "root/var/lib/cloud/data/result.json").read_text())
         print(f"    data source: {result['v1']['datasource']}, errors: {result['v1']['errors']}")
@@ -145,6 +149,17 @@ def demonstrate(once: bool) -> None:
             print()
         with steps.step("everything that it made is removed"):
             stack.close()
+
+
+def tail(log: Path) -> str:
+    """What cloud-init complained about."""
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join(
+        [
+            "",
+            *[line for line in lines if "WARN" in line or "ERROR" in line or "rror:" in line][-30:],
+        ]
+    )
 
 
 def answers(instance: InstanceSpace) -> bool:

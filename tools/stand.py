@@ -144,6 +144,14 @@ def request_bytes(
     return method.encode() + b" " + raw + b" HTTP/1.1\r\n" + head + body
 
 
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that its parent has not looked at yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 @dataclass
 class Process:
     """A program that the stand started, and its log."""
@@ -546,7 +554,7 @@ class Stand:
             if str(self.run_dir).encode() in command:
                 os.kill(pid, signal.SIGTERM)
                 with contextlib.suppress(StandError):
-                    wait_for("haproxy's end", lambda: not Path(f"/proc/{pid}").exists(), 5)
+                    wait_for("haproxy's end", lambda: ended(pid), 5)
 
 
 @contextlib.contextmanager
