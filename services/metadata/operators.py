@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+import structlog
 import webob
 
-from services.core import readiness
+from services.core import log, readiness
 from services.core.config import ConfigError, load
 from services.core.database import Database, Unavailable, schema_state
+from services.core.deploy import check_once, require_gatekeeper
 from services.core.edge import RETRY_AFTER, Request, Router
 from services.core.errors import Failure
 from services.core.identity import ClientIdentity
@@ -27,6 +29,8 @@ from services.core.policy import HOST, PROJECT, RULES, allows, enforce, projects
 from services.metadata.model import Instance, Invalid
 from services.metadata.store import Filters, Missing, Stale, Store, Stored, Taken, document_of
 from services.metadata.validation import parse, pointer
+
+LOG = structlog.get_logger("mooring.operators")
 
 BODY_LIMIT = 256 * 1024
 """Bytes of a request's body: 64 KiB of user data are 86 KiB of base64, keys and vendor data the
@@ -105,6 +109,11 @@ class Operators:
             ]
         )
 
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request; raises Failure."""
+        require_gatekeeper(environ)
+        return self.router(environ, start_response)
+
     def discover(self, request: Request, _match: Mapping[str, str]) -> webob.Response:
         """The version of this API and its routes."""
         _visible(request.client)
@@ -153,7 +162,8 @@ class Operators:
         client = _may_begin("instance:create", request.client)
         _query(request)
         instance = self._new(client, _complete_document(request))
-        return _created(request, _unrefused(self.store.create(instance)))
+        stored = _unrefused(self.store.create(instance))
+        return _created(request, stored)
 
     def put(self, request: Request, match: Mapping[str, str]) -> webob.Response:
         """Make the instance of this id, or replace it; the same document again changes nothing."""
@@ -181,7 +191,7 @@ class Operators:
             place = {name: document.get(name) for name in ("host", "next_host")}
             if not allows("instance:place", client):
                 place = {"host": old.instance.host, "next_host": old.instance.next_host}
-            return self._replace(old, {**document, **place})
+            return self._replace(request, old, {**document, **place})
 
         return _tried(attempt)
 
@@ -223,7 +233,7 @@ class Operators:
                 raise Failure(400, "cannot be changed", field="/id")
             if len(json.dumps(document)) > BODY_LIMIT:
                 raise Failure(400, f"the instance would have over {BODY_LIMIT} bytes", field="")
-            return self._replace(old, document)
+            return self._replace(request, old, document)
 
         return _tried(attempt)
 
@@ -234,7 +244,10 @@ class Operators:
         def attempt() -> webob.Response | None:
             _, old = self._find(request, match, "instance:delete")
             _check_condition(request, old)
-            return None if self.store.delete(old) else _Response(status=204)
+            if self.store.delete(old) is not None:
+                return None
+            _noted("instance deleted", request, old.instance)
+            return _Response(status=204)
 
         return _tried(attempt)
 
@@ -274,9 +287,10 @@ class Operators:
     def reset_password(self, request: Request, match: Mapping[str, str]) -> webob.Response:
         """Forget the password, so that the instance may set one again."""
         _query(request)
-        self._find(request, match, "instance:password")
+        _, stored = self._find(request, match, "instance:password")
         if isinstance(self.store.reset_password(match["id"]), Missing):
             raise _not_found()
+        _noted("password reset", request, stored.instance)
         return _Response(status=204)
 
     def _find(
@@ -301,7 +315,9 @@ class Operators:
         _check_place(client, document, None)
         return instance
 
-    def _replace(self, old: Stored, document: Mapping[str, Any]) -> webob.Response | None:
+    def _replace(
+        self, request: Request, old: Stored, document: Mapping[str, Any]
+    ) -> webob.Response | None:
         instance = _parsed(document)
         if instance.project_id != old.instance.project_id:
             raise Failure(400, "cannot be changed", field="/project_id")
@@ -309,6 +325,8 @@ class Operators:
         if isinstance(outcome, Stale):
             return None
         stored = _unrefused(outcome)
+        if stored.version != old.version:
+            _noted("instance changed", request, stored.instance)
         return _answer(_shown(stored, whole=True), headers=[("ETag", _etag(stored))])
 
 
@@ -509,7 +527,20 @@ def _shown(stored: Stored, *, whole: bool) -> dict[str, Any]:
     return document
 
 
+def _noted(event: str, request: Request, instance: Instance) -> None:
+    """Write who changed what into the log, after the commit; what it holds stays out of it."""
+    LOG.info(
+        event,
+        request_id=request.environ.get("mooring.request_id"),
+        user=request.client.user if request.client else None,
+        instance=instance.id,
+        project=instance.project_id,
+        host=instance.host,
+    )
+
+
 def _created(request: Request, stored: Stored) -> webob.Response:
+    _noted("instance created", request, stored.instance)
     location = f"{request.script_name}/v1/instances/{stored.instance.id}"
     return _answer(
         _shown(stored, whole=True), 201, [("Location", location), ("ETag", _etag(stored))]
@@ -523,18 +554,16 @@ def _text(data: bytes) -> tuple[str, str]:
         return "base64", base64.b64encode(data).decode("ascii")
 
 
-def make_application(database: Database) -> WSGIApplication:
-    """The application over a database whose schema is in place."""
-    return Operators(Store(database)).router
-
-
-def app_factory(_global_conf: Mapping[str, str], *, config: str) -> WSGIApplication:
+def app_factory(global_conf: dict[str, str], *, config: str) -> WSGIApplication:
     """Build the application for paste; ``config`` is the path of mooring.conf.
 
     Raises ConfigError for a bad file, and for a database whose schema is not this version's; one
     that is away just now does not stop the start.
     """
-    database = Database(load(config).database.url)
+    check_once(global_conf)
+    conf = load(config)
+    log.configure(conf.log.level, conf.log.format)
+    database = Database(conf.database.url)
 
     def check() -> str | None:
         try:
@@ -551,4 +580,4 @@ def app_factory(_global_conf: Mapping[str, str], *, config: str) -> WSGIApplicat
     if problem is not None:
         raise ConfigError(f"{config}: {problem}")
     readiness.register("database of the operators' API", check)
-    return make_application(database)
+    return Operators(Store(database))

@@ -65,7 +65,7 @@ class Api(TestApp):  # type: ignore[misc]  # WebTest has no types
     def __init__(self, database: Database) -> None:
         self.database = database
         self.store = Store(database)
-        self.clients = Clients(Operators(self.store).router)
+        self.clients = Clients(Operators(self.store))
         errors = Errors(self.clients, "json")
         super().__init__(Gatekeeper(RequestId(errors), True, ()))
 
