@@ -219,6 +219,11 @@ def config_digest(config: str) -> str:
     return found[1] if found else ""
 
 
+def served_networks(config: str) -> frozenset[str]:
+    """The ids of the networks that a configuration has a frontend for."""
+    return frozenset(re.findall(r"^frontend network-(\S+)$", config, re.MULTILINE))
+
+
 def render_hop_limit_nft() -> str:
     """An nft script that makes the packets of token answers die after N hops; idempotent, atomic.
 
@@ -329,6 +334,8 @@ def _global(path: MetadataPath) -> list[str]:
         # An old worker has the old map and certificate: a request's longest time, then it ends.
         "    hard-stop-after 60s",
         f"    maxconn {PROCESS_CONNECTIONS}",
+        # Where the limit of open files is lower (rootless), fewer connections instead of none.
+        "    no strict-limits",
         # expose-fd: a new worker takes the sockets over, so that a reload refuses no connection.
         f"    stats socket {path.run_dir}/{SOCKET_FILE} mode 600 level admin expose-fd listeners",
         "    stats timeout 10s",

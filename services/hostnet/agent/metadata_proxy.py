@@ -39,6 +39,7 @@ from services.hostnet.agent.haproxy import (
     parse_map,
     plan,
     render_hop_limit_nft,
+    served_networks,
 )
 
 # Where `ip netns add` and HAProxy both keep named namespaces.
@@ -47,6 +48,8 @@ NAMESPACES = Path("/run/netns")
 SOCKET_SECONDS = 3.0
 # Start and reload take some 50 ms with a few networks; thousands of binds and a slow disk longer.
 PROCESS_SECONDS = 15.0
+# A worker notices that its master was killed and ends within milliseconds.
+GONE_SECONDS = 2.0
 POLL_SECONDS = 0.02
 # HAProxy reads a command with its payload into one buffer (`tune.bufsize`, 16 KiB).
 COMMAND_BYTES = 12_000
@@ -86,6 +89,8 @@ class MetadataProxy:
         run.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(run):
             present, fenced = self._present(path.networks)
+            fenced |= self._occupied(run, present)
+            present = tuple(network for network in present if network.id not in fenced)
             path = replace(path, networks=present, stamp=_stamp(path))
             steps: list[str] = []
             for _ in range(MAX_STEPS):
@@ -160,6 +165,22 @@ class MetadataProxy:
             else:
                 present.append(network)
         return tuple(present), fenced
+
+    def _occupied(self, run: Path, networks: tuple[NetworkPath, ...]) -> dict[str, str]:
+        """The networks in which somebody else listens: HAProxy would refuse the whole reload."""
+        config = _text(run / CONFIG_FILE) or ""
+        served: frozenset[str] = frozenset()
+        if self._master(run) is not None:
+            if _running(run) != config_digest(config):
+                return {}  # a step was interrupted: whose listeners these are cannot be told
+            served = served_networks(config)
+        deadline = time.monotonic() + GONE_SECONDS
+        taken = [network for network in networks if network.id not in served and _listens(network)]
+        while taken and not served and time.monotonic() < deadline:
+            # perhaps the worker of a master that was killed, which is just ending
+            time.sleep(POLL_SECONDS)
+            taken = [network for network in taken if _listens(network)]
+        return {network.id: "something else listens there" for network in taken}
 
     def _limit_hops(self, namespace: str | None) -> None:
         """Loads the nft table, once for each namespace that there has been under this name."""

@@ -14,6 +14,7 @@ import os
 import socket
 import socketserver
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -34,6 +35,8 @@ HOST = "host-a"
 HOST_KEY = hashlib.sha256(b"the key of host a").digest()
 SERVER_NAME = "metadata.example.org"
 METADATA = "169.254.169.254"
+ETH_P_IP = 0x0800
+PACKET_OUTGOING = 4
 _numbers = itertools.count()
 
 
@@ -117,6 +120,42 @@ def receive(connection: socket.socket, method: str = "GET") -> Answer:
     response = http.client.HTTPResponse(connection, method=method)
     response.begin()
     return Answer(response.status, response.headers, response.read())
+
+
+@dataclass
+class Packet:
+    ttl: int
+    port: int
+    flags: int
+    data: bytes
+
+
+class Capture:
+    """What comes from 169.254.169.254 into a namespace, as it comes off the wire."""
+
+    def __init__(self, namespace: str) -> None:
+        def make() -> socket.socket:
+            # protocol 8 in network byte order: IPv4, without the Ethernet header
+            return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_IP))
+
+        self.socket = inside(namespace, make)
+        self.socket.setblocking(False)
+        self.packets: list[Packet] = []
+
+    def all(self, port: int) -> list[Packet]:
+        """The packets to this port so far."""
+        while True:
+            try:
+                raw, (_, _, kind, *_) = self.socket.recvfrom(65536)
+            except BlockingIOError:
+                return [packet for packet in self.packets if packet.port == port]
+            if kind == PACKET_OUTGOING or raw[12:16] != socket.inet_aton("169.254.169.254"):
+                continue
+            length = (raw[0] & 15) * 4
+            (total,) = struct.unpack("!H", raw[2:4])
+            _, port_to = struct.unpack("!HH", raw[length : length + 4])
+            data = raw[length + (raw[length + 12] >> 4) * 4 : total]
+            self.packets.append(Packet(raw[8], port_to, raw[length + 13], data))
 
 
 class Lab:
@@ -240,6 +279,7 @@ class Recorder:
     """
 
     seen: list[Seen] = field(default_factory=list)
+    health: list[Seen] = field(default_factory=list)
     connections: set[Any] = field(default_factory=set)
     hops: str | None = None
     status: int = 200
@@ -268,10 +308,12 @@ class Recorder:
                 method, target, version = self.raw_requestline.decode("latin-1").split()
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 status = recorder.status
+                seen = Seen(method, target, self.headers.items(), body, version)
                 if target == "/healthz":
                     status = 400
+                    recorder.health.append(seen)
                 else:
-                    recorder.seen.append(Seen(method, target, self.headers.items(), body, version))
+                    recorder.seen.append(seen)
                     recorder.connections.add(id(self.connection))
                 if target == "/slow":
                     recorder.go.wait(DEADLINE)
@@ -431,4 +473,5 @@ def tools() -> Any:
         setattr(Tools, name, staticmethod(globals()[name]) if name != "json" else json)
     Tools.Recorder = Recorder
     Tools.Instance = Instance
+    Tools.Capture = Capture
     return Tools

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 from pathlib import Path
 
@@ -362,6 +363,20 @@ def test_without_application_another_controller_is_asked(stand, pki, tools):
         stand.operators.start_unix(stand.directory / "run" / "operators.sock")
 
 
+def test_a_host_asks_for_health_itself(stand, pki, tools):
+    """Bare and unlogged; an instance's request for the same path is like any other."""
+    send(stand, pki, tools, get("X-Forwarded-For: 10.1.0.4", target="/healthz"))
+    assert stand.metadata.health[-1].names == {"host", "connection"}
+    answer = send(stand, pki, tools, get("X-Instance-ID: i-1", target="/healthz?a=%20"))
+    assert answer.text == "i-1"
+    assert send(stand, pki, tools, get("X-Instance-ID: i-1", target="/%68ealthz")).text == "i-1"
+    send(stand, pki, tools, get("X-Instance-ID: i-1", target="/healthz"))
+    seen = stand.metadata.health[-1]
+    assert seen.one("X-Ssl-Client-Verify") == "SUCCESS"
+    assert seen.one("X-Instance-ID") == "i-1"
+    assert seen.one("X-Forwarded-For") == "127.0.0.1"
+
+
 @pytest.mark.parametrize("status", [400, 404, 413, 500, 502, 503])
 def test_the_applications_errors_pass_as_they_are(stand, pki, tools, status):
     """NGINX's own pages never replace an answer of the application."""
@@ -399,8 +414,18 @@ def test_every_location_that_proxies_includes_the_one_snippet():
     assert len(variables) == 8
     for file in FILES.glob("*.conf"):
         text = re.sub(r"#.*", "", file.read_text())
-        assert ("proxy_set_header" in text) == (file.name == "proxy.conf")
-        assert text.count("proxy_pass http") == text.count("include /etc/mooring/nginx/proxy.conf")
+        proxied = text.count("proxy_pass http")
+        if file.name == "health.conf":
+            # two headers that NGINX makes up, none of the client's
+            assert re.findall(r"proxy_set_header (.+);", text) == [
+                "Host health",
+                "Connection close",
+            ]
+            assert text.count("proxy_pass_request_headers off;") == 1
+            proxied -= 1
+        else:
+            assert ("proxy_set_header" in text) == (file.name == "proxy.conf")
+        assert proxied == text.count("include /etc/mooring/nginx/proxy.conf")
         assert text.count("server {") == (1 if file.name in SERVER_BLOCKS else 0)
         if file.name in SERVER_BLOCKS:
             assert set(re.findall(r"set (\$mooring_\w+) ", text)) == variables
@@ -491,3 +516,42 @@ def test_flat_is_one_request_a_connection(flat):
         response += chunk
     assert response.count(b"HTTP/1.1 ") == 1
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "ttl"),
+    [
+        ([b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"], 64),
+        ([b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n"], 64),
+        ([b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx"], 64),
+        ([b"PUT / HTTP/1.1\r\nHost: h\r\n\r\n"], 1),
+        ([b"P", b"UT / HTTP/1.1\r\nHost: h\r\n\r\n"], 1),
+        ([b"PUT", b" / HTTP/1.1\r\nHost: h\r\n\r\n"], 1),
+        ([b"\r\n", b"PUT / HTTP/1.1\r\nHost: h\r\n\r\n"], 1),
+        ([b"PUT / HTTP/1.1\r\n", b"GET : h\r\nHost: h\r\n\r\n"], 1),
+        # the price: an answer to a request in pieces does not go through a relay
+        ([b"GET / HTTP/1.1\r\n", b"Host: h\r\n\r\n"], 1),
+    ],
+)
+def test_flat_hop_limit(flat, tools, pieces, ttl):
+    """Answers to a PUT, however it is cut, have TTL 1; those to a GET the normal one."""
+    _, instance = flat
+    capture = tools.Capture(instance.namespace)
+    connection = instance.connect()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    port = connection.getsockname()[1]
+    for piece in pieces:
+        connection.sendall(piece)
+        # the next piece goes into a packet of its own once this one is acknowledged
+        tools.until(lambda: unacknowledged(connection) == 0, "not acknowledged")
+    while connection.recv(4096):
+        pass
+    connection.close()
+    assert {packet.ttl for packet in capture.all(port) if packet.data} == {ttl}
+    capture.socket.close()
+
+
+def unacknowledged(connection):
+    # struct tcp_info: tcpi_unacked is the fifth 32-bit word after eight octets
+    information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return struct.unpack_from("I", information, 24)[0]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.core.headers import INSIDE_ONLY
+from services.hostnet.agent import haproxy
 from services.hostnet.agent.haproxy import (
     CLIENT_HEADERS,
     MAP_FILE,
@@ -271,3 +272,24 @@ def test_one_rule_for_each_hop_limit():
     for limit in range(1, 65):
         assert f"meta mark {0x4D00 + limit:#x} ip ttl set {limit}\n" in script
         assert f"meta mark {0x4D00 + limit:#x} ip6 hoplimit set {limit}\n" in script
+
+
+def test_the_page_names_every_header_and_limit():
+    """docs/metadata-path.md says what passes and what the limits are."""
+    page = (SAMPLE.parents[2] / "docs" / "metadata-path.md").read_text()
+    for name in CLIENT_HEADERS:
+        assert f"`{name}`" in page.lower()
+    limits = (
+        haproxy.MAX_HEADER_BYTES,
+        haproxy.MAX_TARGET_BYTES,
+        haproxy.MAX_BODY_BYTES,
+        haproxy.INSTANCE_CONNECTIONS,
+        haproxy.NETWORK_CONNECTIONS,
+        haproxy.PROCESS_CONNECTIONS,
+        haproxy.CONTROLLER_CONNECTIONS,
+    )
+    for limit in limits:
+        assert str(limit) in page
+    assert haproxy.HOP_LIMIT_TABLE in page
+    for file in (SAMPLE.parents[1] / "nginx").iterdir():
+        assert f"`{file.name}`" in page

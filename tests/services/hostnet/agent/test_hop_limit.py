@@ -1,9 +1,5 @@
 """The hop limit of token answers, seen in the packets that reach the instance."""
 
-import socket
-import struct
-from dataclasses import dataclass
-
 import pytest
 
 from services.hostnet.agent.haproxy import NetworkPath, render_hop_limit_nft
@@ -13,45 +9,7 @@ pytestmark = pytest.mark.e2e
 IDENTITIES = {"net": {"10.1.0.4": ("i-1", "p-1")}}
 PUT = b"PUT /latest/api/token HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
-ETH_P_IP = 0x0800
-PACKET_OUTGOING = 4
 FIN = 0x01
-
-
-@dataclass
-class Packet:
-    ttl: int
-    port: int
-    flags: int
-    data: bytes
-
-
-class Capture:
-    """What comes from 169.254.169.254 into a namespace, as it comes off the wire."""
-
-    def __init__(self, tools, namespace):
-        def make():
-            # protocol 8 in network byte order: IPv4, without the Ethernet header
-            return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_IP))
-
-        self.socket = tools.inside(namespace, make)
-        self.socket.setblocking(False)
-        self.packets = []
-
-    def all(self, port):
-        """The packets to this port so far."""
-        while True:
-            try:
-                raw, (_, _, kind, *_) = self.socket.recvfrom(65536)
-            except BlockingIOError:
-                return [packet for packet in self.packets if packet.port == port]
-            if kind == PACKET_OUTGOING or raw[12:16] != socket.inet_aton("169.254.169.254"):
-                continue
-            length = (raw[0] & 15) * 4
-            (total,) = struct.unpack("!H", raw[2:4])
-            _, port_to = struct.unpack("!HH", raw[length : length + 4])
-            data = raw[length + (raw[length + 12] >> 4) * 4 : total]
-            self.packets.append(Packet(raw[8], port_to, raw[length + 13], data))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +27,7 @@ def instance(make_edge, recorder, net):
 
 @pytest.fixture
 def capture(tools, instance):
-    capture = Capture(tools, instance.namespace)
+    capture = tools.Capture(instance.namespace)
     yield capture
     capture.socket.close()
 

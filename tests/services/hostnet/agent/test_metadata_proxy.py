@@ -623,6 +623,33 @@ def test_a_network_without_namespace_does_not_stop_the_others(make_edge, recorde
     assert red[1].get("/").text == "i-red"
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_a_taken_address_does_not_stop_the_others(lab, make_edge, recorder, red, tools, running):
+    """A network in which another program listens is reported, and served once that is gone."""
+    network = lab.network()
+    edge = make_edge(recorder.port, networks=(red[0],))
+    if running:
+        edge.apply(IDENTITIES)
+    other = tools.inside(network, lambda: socket.create_server(("169.254.169.254", 80)))
+    both = replace(edge.path, networks=(red[0], NetworkPath("taken", network)))
+    assert edge.apply(IDENTITIES, both).fenced == {"taken": "something else listens there"}
+    assert red[1].get("/").text == "i-red"
+    other.close()
+    assert edge.apply(IDENTITIES).fenced == {}
+    assert edge.apply(IDENTITIES).steps == ()
+
+
+def test_few_open_files_are_no_obstacle(make_edge, recorder, red):
+    """With a low limit of open files, as rootless has it, HAProxy starts all the same."""
+    edge = make_edge(recorder.port, networks=(red[0],))
+    wrapper = Path(edge.path.run_dir + ".sh")
+    wrapper.write_text('#!/bin/sh\nulimit -Sn 512; ulimit -Hn 512; exec haproxy "$@"\n')
+    wrapper.chmod(0o700)
+    edge.proxy.binary = str(wrapper)
+    edge.apply(IDENTITIES)
+    assert red[1].get("/").text == "i-red"
+
+
 def test_a_refused_configuration_changes_nothing(edge, red, tmp_path):
     """A broken certificate file is reported, what ran runs on, and no key is in the message."""
     broken = tmp_path / "broken.pem"
