@@ -96,9 +96,9 @@ instance_password = Table(
     Column("set_at", String(27), nullable=False),
 )
 
-# ---- certificates (services/ca) ------------------------------------------------------------------
-# Serials, key identifiers and digests are lower-case hex without separators; a serial has 40 digits,
-# so that text sorts as the number does.
+# ---- certificates (services/ca) -----------------------------------------------------------------
+# Serials, key identifiers and digests are lower-case hex without separators; a serial has 40
+# digits, so that text sorts as the number does.
 
 # An authority that signs: its subject key identifier names it. ``crl_number`` is the number of the
 # last list, complete or delta; whoever makes a list locks this row.
@@ -182,8 +182,8 @@ ca_token = Table(
     Index(None, "digest", unique=True),
 )
 
-# Append-only. ``hash`` is SHA-256 over the row before it and this row's fields, so a changed, removed
-# or inserted row is found by whoever kept a later hash.
+# Append-only. ``hash`` is SHA-256 over the row before it and this row's fields, so a changed,
+# removed or inserted row is found by whoever kept a later hash.
 ca_audit = Table(
     "ca_audit",
     METADATA,
