@@ -83,9 +83,12 @@ Intern = Callable[[bytes, str], Page]
 class Ec2Tree:
     """The EC2 tree of one instance; made on the first request for it and then kept."""
 
-    __slots__ = ("_instance", "_intern", "_root", "_settings", "_versions")
+    __slots__ = ("_address", "_instance", "_intern", "_root", "_settings", "_versions")
 
-    def __init__(self, instance: Instance, settings: Settings, intern: Intern) -> None:
+    def __init__(
+        self, instance: Instance, settings: Settings, intern: Intern, address: str | None = None
+    ) -> None:
+        self._address = address
         self._instance = instance
         self._settings = settings
         self._intern = intern
@@ -104,7 +107,7 @@ class Ec2Tree:
         elif version not in self._versions:
             return None
         if self._root is None:
-            self._root = _root(self._instance, self._settings)
+            self._root = _root(self._instance, self._settings, self._address)
         content: bytes | Branch = self._root
         for token in tokens[1:]:
             if isinstance(content, bytes):
@@ -182,8 +185,8 @@ def _text(value: str) -> bytes:
     return value.encode("utf-8", "replace")
 
 
-def _root(instance: Instance, settings: Settings) -> Branch:
-    root: Branch = {"meta-data": Entry("1.0", _meta_data(instance, settings))}
+def _root(instance: Instance, settings: Settings, address: str | None) -> Branch:
+    root: Branch = {"meta-data": Entry("1.0", _meta_data(instance, settings, address))}
     if instance.user_data is not None:
         root["user-data"] = Entry("1.0", instance.user_data)
     if not settings.nova_compatible:
@@ -192,7 +195,7 @@ def _root(instance: Instance, settings: Settings) -> Branch:
     return root
 
 
-def _meta_data(instance: Instance, settings: Settings) -> Branch:
+def _meta_data(instance: Instance, settings: Settings, address: str | None) -> Branch:
     nova = settings.nova_compatible
     branch: Branch = {}
 
@@ -211,7 +214,8 @@ def _meta_data(instance: Instance, settings: Settings) -> Branch:
     put("1.0", "ami-manifest-path", "FIXME" if nova else "(unknown)")
     put("1.0", "instance-id", instance_id_of(instance.id))
     put("1.0", "hostname", name)
-    put("1.0", "local-ipv4", str(private[0]) if private else None)
+    seen = address if address and "." in address and ":" not in address else None
+    put("1.0", "local-ipv4", str(private[0]) if private else seen)
     put("1.0", "reservation-id", instance.reservation_id)
     put("1.0", "security-groups", "\n".join(instance.security_groups))
     keys = _public_keys(instance, nova)

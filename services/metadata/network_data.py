@@ -44,15 +44,17 @@ def network_data(instance: Instance, *, nova_compatible: bool = False) -> Docume
         links.append(_link(interface, names, nova_compatible))
         written = _nova_networks(interface) if nova_compatible else _networks(interface)
         for network in written:
-            networks.append(
-                {
-                    "id": f"network{len(networks)}",
-                    "type": network.pop("type"),
-                    "link": names[interface.id],
-                    **network,
-                    "network_id": interface.network_id,
-                }
-            )
+            entry: Document = {
+                "id": f"network{len(networks)}",
+                "type": network.pop("type"),
+                "link": names[interface.id],
+            }
+            dns = network.pop("services", None)
+            entry |= network
+            entry["network_id"] = interface.network_id
+            if dns is not None:
+                entry["services"] = dns
+            networks.append(entry)
         subnets = _nova_subnets(interface) if nova_compatible else interface.subnets
         for service in _services(*subnets):
             if service not in services:
@@ -64,10 +66,11 @@ def _link_names(interfaces: Iterable[Interface]) -> Mapping[str, str]:
     """Link ids by interface id: the device's name on the host, made unique where it is not."""
     names: dict[str, str] = {}
     taken: set[str] = set()
-    for number, interface in enumerate(interfaces):
+    for interface in interfaces:
         name = interface.name
-        while name in taken:
-            name = f"interface{number}" if name == interface.name else name + "x"
+        if name in taken:
+            # Longer than any device's name (15 characters): no other interface is called so.
+            name = f"{interface.name}-{interface.id}"
         taken.add(name)
         names[interface.id] = name
     return names

@@ -60,19 +60,24 @@ class Tree:
     """What one instance may read. Making it is cheap; nothing is rendered before it is asked for.
 
     Pages with equal content are one object, whatever the version or path, so that a cache of
-    pages by path holds each content once.
+    pages by path holds each content once. ``address`` is where the first request came from: it
+    is told as ``local-ipv4`` if it is IPv4 and the instance has no IPv4 address on record.
     """
 
     __slots__ = ("_ec2", "_nova", "_openstack", "_pages", "_today", "instance")
 
     def __init__(
-        self, instance: Instance, settings: Settings, today: Callable[[], str] = _today
+        self,
+        instance: Instance,
+        settings: Settings,
+        address: str | None = None,
+        today: Callable[[], str] = _today,
     ) -> None:
         self.instance = instance
         self._nova = settings.nova_compatible
         self._today = today
         self._pages: dict[tuple[bytes, str], Page] = {}
-        self._ec2 = Ec2Tree(instance, settings, self._intern)
+        self._ec2 = Ec2Tree(instance, settings, self._intern, address)
         self._openstack = OpenStackTree(instance, settings, self._intern)
 
     def page(self, path: str) -> Page | Special | None:
