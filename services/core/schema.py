@@ -4,6 +4,7 @@ Times are text in ISO 8601 with microseconds and ``Z``: they sort as they read, 
 """
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -109,7 +110,7 @@ ca_authority = Table(
     Column("certificate", LargeBinary, nullable=False),
     Column("created_at", String(27), nullable=False),
     Column("not_after", String(27), nullable=False),
-    Column("crl_number", Integer, nullable=False),
+    Column("crl_number", BigInteger, nullable=False),
 )
 
 # ``state``: pending (serial reserved, to-be-signed digest recorded, not yet given out), issued,
@@ -135,7 +136,7 @@ ca_certificate = Table(
     Column("revoked_at", String(27)),
     Column("reason", String(24)),
     # revision of the certificate's status: what changed since a complete list goes into a delta
-    Column("status_number", Integer),
+    Column("status_number", BigInteger),
     Index(None, "fingerprint", unique=True),
     Index(None, "not_after"),
     Index(None, "common_name"),
@@ -159,8 +160,8 @@ ca_crl = Table(
     "ca_crl",
     METADATA,
     Column("authority_id", String(40), primary_key=True),
-    Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("base_number", Integer),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("base_number", BigInteger),
     Column("der", LargeBinary, nullable=False),
     Column("this_update", String(27), nullable=False),
     Column("next_update", String(27), nullable=False),
@@ -187,7 +188,7 @@ ca_token = Table(
 ca_audit = Table(
     "ca_audit",
     METADATA,
-    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("at", String(27), nullable=False),
     Column("actor", String(255), nullable=False),
     Column("address", String(64), nullable=False),

@@ -17,7 +17,7 @@ def upgrade() -> None:
         sa.Column("certificate", sa.LargeBinary, nullable=False),
         sa.Column("created_at", sa.String(27), nullable=False),
         sa.Column("not_after", sa.String(27), nullable=False),
-        sa.Column("crl_number", sa.Integer, nullable=False),
+        sa.Column("crl_number", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_ca_authority"),
     )
     op.create_table(
@@ -39,7 +39,7 @@ def upgrade() -> None:
         sa.Column("requested_by", sa.String(255), nullable=False),
         sa.Column("revoked_at", sa.String(27)),
         sa.Column("reason", sa.String(24)),
-        sa.Column("status_number", sa.Integer),
+        sa.Column("status_number", sa.BigInteger),
         sa.PrimaryKeyConstraint("authority_id", "serial", name="pk_ca_certificate"),
     )
     op.create_index(
@@ -67,8 +67,8 @@ def upgrade() -> None:
     op.create_table(
         "ca_crl",
         sa.Column("authority_id", sa.String(40), nullable=False),
-        sa.Column("number", sa.Integer, autoincrement=False, nullable=False),
-        sa.Column("base_number", sa.Integer),
+        sa.Column("number", sa.BigInteger, autoincrement=False, nullable=False),
+        sa.Column("base_number", sa.BigInteger),
         sa.Column("der", sa.LargeBinary, nullable=False),
         sa.Column("this_update", sa.String(27), nullable=False),
         sa.Column("next_update", sa.String(27), nullable=False),
@@ -89,7 +89,7 @@ def upgrade() -> None:
     op.create_index("ix_ca_token_digest", "ca_token", ["digest"], unique=True)
     op.create_table(
         "ca_audit",
-        sa.Column("sequence", sa.Integer, autoincrement=False, nullable=False),
+        sa.Column("sequence", sa.BigInteger, autoincrement=False, nullable=False),
         sa.Column("at", sa.String(27), nullable=False),
         sa.Column("actor", sa.String(255), nullable=False),
         sa.Column("address", sa.String(64), nullable=False),
