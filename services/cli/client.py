@@ -15,6 +15,7 @@ from urllib.parse import urlencode, urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
 
+from services.cli.output import printable
 from services.cli.settings import (
     CONFLICT,
     FORBIDDEN,
@@ -214,8 +215,3 @@ def _message(answer: Answer) -> str:
     except (ValueError, KeyError, TypeError):
         return f"the server answered {answer.status}"
     return printable(text)
-
-
-def printable(text: str) -> str:
-    """The text with everything escaped that could move a terminal's cursor."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

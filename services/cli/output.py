@@ -6,8 +6,6 @@ from typing import Any, TypeVar
 
 import click
 
-from services.cli.client import printable
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -56,3 +54,8 @@ def _table(lines: Sequence[Sequence[str]]) -> None:
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that could move a terminal's cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -11,7 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import pytest
-import structlog
+import structlog.testing
 from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -25,6 +25,7 @@ from services.cli import client
 from services.cli.main import main
 from services.core.database import Database, upgrade
 from services.core.identity import ADMINS, OPERATORS, PROJECT_PREFIX
+from services.metadata import operators
 from services.metadata.operators import Operators
 from services.metadata.store import Filters, Store
 
@@ -168,11 +169,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     upgrade(f"sqlite:///{directory}/mooring.db")
     database = Database(f"sqlite:///{directory}/mooring.db")
     made = Server(directory, database)
-    # The server's log lines would go where the command's output goes: both run in this process.
-    kept = structlog.get_config()
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    yield made
-    structlog.configure(**kept)
+    with pytest.MonkeyPatch.context() as patch:
+        # The server's log lines would go where the command's output goes: one process runs both.
+        patch.setattr(operators, "LOG", structlog.testing.CapturingLogger())
+        yield made
     made.close()
     database.close()
 

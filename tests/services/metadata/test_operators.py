@@ -1,24 +1,29 @@
 """The operators' API through the filters that stand before it in every pipeline."""
 
 import base64
+import dataclasses
 import json
+import logging
 import threading
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from webob import Request
 from webtest import TestApp, TestResponse
 
 from middleware.errors import Errors
 from middleware.gatekeeper import Gatekeeper
 from middleware.request_id import RequestId
-from services.core import readiness
+from services.core import readiness, schema
 from services.core.config import ConfigError
-from services.core.database import Database
+from services.core.database import Database, upgrade
 from services.core.identity import ADMINS, HOSTS, OPERATORS, PROJECT_PREFIX, ClientIdentity
 from services.metadata import operators
 from services.metadata.operators import BODY_LIMIT, Operators, app_factory
@@ -90,8 +95,6 @@ class Api(TestApp):  # type: ignore[misc]  # WebTest has no types
 
     def dump(self) -> list[Any]:
         """Everything that the database holds, to see that nothing has changed."""
-        from services.core import schema
-
         with self.database.read() as connection:
             return [
                 [tuple(row) for row in connection.execute(table.select()).all()]
@@ -731,6 +734,60 @@ def test_concurrent_patches_are_all_kept(api: Api) -> None:
     assert shown["version"] == 7
 
 
+def test_an_unreachable_postgresql_is_503(tmp_path: Path) -> None:
+    """A PostgreSQL that does not answer is the same to a client as a file that is gone."""
+    away = Api(Database(f"postgresql+psycopg://mooring@/mooring?host={tmp_path}"))
+    response = away.ask("GET", f"{URL}/{ONE}")
+    assert_is_error(response, 503)
+    assert response.headers["Retry-After"] == "5"
+    assert str(tmp_path) not in response.text
+
+
+def test_a_body_that_ends_early_is_refused(lite: Api) -> None:
+    """A client that hangs up within its body changes nothing, whatever it sent so far."""
+    before = lite.dump()
+    environ = {
+        "CONTENT_LENGTH": "9999",
+        "CONTENT_TYPE": "application/json",
+        "wsgi.input": BytesIO(json.dumps(document()).encode()),
+    }
+    response = lite.do_request(
+        Request.blank(URL, environ=environ, method="POST"), expect_errors=True
+    )
+    assert_is_error(response, 400, "")
+    assert lite.dump() == before
+
+
+def test_the_log_says_who_changed_what_and_not_what_is_in_it(
+    lite: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change is a line with user, instance and request id; what changed nothing is none."""
+    lines: list[dict[str, Any]] = []
+
+    class Log:
+        def info(self, event: str, **fields: Any) -> None:
+            lines.append({"event": event, **fields})
+
+    monkeypatch.setattr(operators, "LOG", Log())
+    created = lite.ask("POST", URL, document(host="node-1"))
+    lite.ask("PUT", f"{URL}/{ONE}", document(host="node-1"))
+    lite.ask("PATCH", f"{URL}/{ONE}", {"name": "x"}, by=BOB)
+    lite.ask("PATCH", f"{URL}/{ONE}", {"name": 5}, by=BOB)
+    lite.ask("DELETE", f"{URL}/{ONE}/password", by=ADMIN)
+    lite.ask("DELETE", f"{URL}/{ONE}")
+    assert [(line["event"], line["user"]) for line in lines] == [
+        ("instance created", "alice"),
+        ("instance changed", "bob"),
+        ("password reset", "ann"),
+        ("instance deleted", "alice"),
+    ]
+    assert lines[0]["request_id"] == created.headers["X-Request-ID"]
+    assert {line["instance"] for line in lines} == {ONE}
+    text = json.dumps(lines)
+    assert SECRET_TEXT not in text
+    assert "AAAAKEY" not in text
+
+
 def test_endless_competition_ends_in_503(lite: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change that others always overtake gives up after a bounded number of attempts."""
     lite.ask("POST", URL, document())
@@ -741,8 +798,6 @@ def test_endless_competition_ends_in_503(lite: Api, monkeypatch: pytest.MonkeyPa
         current = store.get(ONE)
         assert current is not None
         overtaken.append(current.version)
-        import dataclasses
-
         other = dataclasses.replace(current.instance, launch_index=len(overtaken))
         replace(store, current, other)
         return replace(store, old, instance)
@@ -792,8 +847,6 @@ PLACES = [place for place in places(document()) if place]
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """One database for all examples, with one instance in it."""
-    from services.core.database import upgrade
-
     url = f"sqlite:///{tmp_path_factory.mktemp('fuzz')}/mooring.db"
     upgrade(url)
     database = Database(url)
@@ -867,6 +920,17 @@ def test_any_damage_to_a_document_is_answered_without_a_500(
     check_fuzzed(fuzzed, method, text.encode())
 
 
+@pytest.fixture
+def logging_kept() -> Iterator[None]:
+    """Undo what an application's start does to logging, which is the whole process's."""
+    root = logging.getLogger()
+    handlers, level, config = list(root.handlers), root.level, structlog.get_config()
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.configure(**config)
+
+
 def conf(tmp_path: Path, url: str) -> str:
     """A mooring.conf with this database."""
     path = tmp_path / "mooring.conf"
@@ -874,7 +938,9 @@ def conf(tmp_path: Path, url: str) -> str:
     return str(path)
 
 
-def test_the_factory_starts_over_a_good_database(tmp_path: Path, sqlite_url: str) -> None:
+def test_the_factory_starts_over_a_good_database(
+    tmp_path: Path, sqlite_url: str, logging_kept: None
+) -> None:
     """The application answers, and readiness has a check of its database."""
     app = app_factory({}, config=conf(tmp_path, sqlite_url))
     assert callable(app)
@@ -886,7 +952,7 @@ def test_the_factory_starts_over_a_good_database(tmp_path: Path, sqlite_url: str
     readiness.unregister(name)
 
 
-def test_the_factory_refuses_what_it_cannot_serve(tmp_path: Path) -> None:
+def test_the_factory_refuses_what_it_cannot_serve(tmp_path: Path, logging_kept: None) -> None:
     """An empty database and a misspelt key stop the start; a database that is away does not."""
     app_factory({}, config=conf(tmp_path, f"sqlite:///{tmp_path}/missing.db"))
     readiness.unregister("database of the operators' API")
