@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import structlog
 import urllib3
@@ -211,12 +212,7 @@ class DynamicVendorData:
                     "POST",
                     target.url,
                     body=question,
-                    headers={
-                        "Content-Type": "application/json",
-                        "Accept": "application/json",
-                        "Accept-Encoding": "identity",
-                        "User-Agent": USER_AGENT,
-                    },
+                    headers=_headers(target.url),
                     redirect=False,
                     preload_content=False,
                     timeout=urllib3.Timeout(
@@ -286,6 +282,20 @@ class _Failed(Exception):
 
 
 _LATE = _Failed("did not answer within the deadline")
+
+
+def _headers(url: str) -> dict[str, str]:
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": USER_AGENT,
+    }
+    auth = urllib3.util.parse_url(url).auth
+    if auth:
+        # urllib3 drops the user and password of a URL; requests, which Nova uses, sends them.
+        headers["Authorization"] = "Basic " + base64.b64encode(unquote_to_bytes(auth)).decode()
+    return headers
 
 
 def _refuse_constant(name: str) -> None:
