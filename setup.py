@@ -13,7 +13,7 @@ RUNTIME = [
     "WebOb>=1.8.9",
     "alembic>=1.13",
     "click>=8.1",
-    "cryptography>=44",
+    "cryptography>=45",
     "gunicorn>=23",
     # gunicorn's compiled HTTP parser: measured 1.2 times the requests per second of the pure Python one
     "gunicorn_h1c>=0.6.9",
@@ -55,6 +55,7 @@ setup(
             str(file.relative_to(HERE)) for file in sorted(folder.iterdir()) if file.is_file()
         ])
         for folder in sorted({path.parent for path in (HERE / "etc").rglob("*") if path.is_file()})
+        if folder.name != "__pycache__"
     ],
     install_requires=RUNTIME,
     extras_require={"postgresql": POSTGRESQL, "test": POSTGRESQL + TEST},
