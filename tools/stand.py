@@ -81,6 +81,10 @@ def wait_for(what: str, check: Callable[[], bool], seconds: float = START_SECOND
         time.sleep(0.02)
 
 
+def _mac() -> str:
+    return "fa:16:3e:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
+
+
 def inside(namespace: str, work: Callable[[], Result]) -> Result:
     """Do the work in a thread that has entered the namespace: a socket made there stays there."""
     outcome: list[Result] = []
@@ -492,7 +496,9 @@ class Stand:
         Returns the namespace's name, which is the one that HAProxy binds in.
         """
         full = self.namespace(f"net-{network}")
-        batch = ["link add br0 type bridge", "link set br0 up"]
+        # With an address of its own. It would have its lowest port's, which changes as instances
+        # come, and the others would go on sending to the old one.
+        batch = [f"link add br0 address {_mac()} type bridge", "link set br0 up"]
         batch += [
             f"address add {address} dev br0" for address in (*addresses, "169.254.169.254/32")
         ]
@@ -507,7 +513,7 @@ class Stand:
         """
         self._count += 1
         full = self.namespace(f"vm{self._count}")
-        mac = "fa:16:3e:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
+        mac = _mac()
         port = f"tap{self._count}"
         self._batch(
             self.networks[network],
@@ -532,14 +538,18 @@ class Stand:
 
     # ---- the end -------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Stop every process, remove every namespace and the directory; may be called again."""
+    def stop(self) -> None:
+        """Stop every process; files and namespaces stay."""
         order = ["agent", *(name for name in self.processes if name != "agent")]
         for name in order:
             process = self.processes.pop(name, None)
             if process is not None:
                 process.stop()
         self.stop_haproxy()
+
+    def close(self) -> None:
+        """Stop every process, remove every namespace and the directory; may be called again."""
+        self.stop()
         for name in reversed(self.namespaces):
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
         self.namespaces.clear()

@@ -86,16 +86,18 @@ class House:
         method: str,
         path: str,
         document: Any = None,
-        user: str = "operator",
+        user: str | None = "operator",
+        headers: dict[str, str] | None = None,
     ) -> Answer:
-        """The answer of the operators' API."""
+        """The answer of the operators' API to a client certificate, none if `user` is None."""
         connection = http.client.HTTPSConnection(
             "localhost", self.stand.operators_port, context=self.context(user), timeout=20
         )
         with contextlib.closing(connection):
             body = None if document is None else json.dumps(document)
             kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-            connection.request(method, path, body, {"Content-Type": kind} if body else {})
+            more = {"Content-Type": kind} if body else {}
+            connection.request(method, path, body, {**more, **(headers or {})})
             answer = connection.getresponse()
             return Answer(answer.status, answer.headers, answer.read())
 
@@ -312,11 +314,8 @@ def build(sensitive: Sensitive) -> Callable[..., "contextlib.AbstractContextMana
                 stand.start_nginx()
             yield House(stand, sensitive)
         finally:
-            with contextlib.suppress(OSError):
-                stand.stop_haproxy()
-                for process in list(stand.processes.values()):
-                    process.stop()
-                sensitive.keep(stand)
+            stand.stop()
+            sensitive.keep(stand)
             stand.close()
 
     return make
