@@ -1,6 +1,8 @@
 """The EC2 tree of instances with everything and with nothing."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -330,3 +332,50 @@ def test_text_that_utf8_cannot_hold_does_not_fail(instance_of):
     tree = Tree(instance_of(instance_type="m\ud800", keys=[{"name": "\udfff", "data": "k"}]), NOVA)
     assert body_of(tree, "/latest/meta-data/instance-type") == "m?"
     assert body_of(tree, "/latest/meta-data/public-keys/") == "0=?"
+
+
+CRAWLER = """
+import json, logging, sys
+logging.disable(logging.CRITICAL)
+sys.path.insert(0, sys.argv[1])
+from cloudinit.sources.helpers.ec2 import MetadataMaterializer
+from cloudinit.sources.DataSourceEc2 import convert_ec2_metadata_network_config
+from services.metadata.model import Instance
+from services.metadata.tree import Settings, Tree
+from urllib.parse import unquote
+tree = Tree(Instance.from_document(json.load(sys.stdin)), Settings())
+def read(url):
+    page = tree.page(unquote(url.removeprefix("http://169.254.169.254")))
+    assert page is not None, url
+    return page.body
+base = "http://169.254.169.254/2021-03-23/meta-data/"
+found = MetadataMaterializer(read(base), base, read).materialize()
+macs = {mac: "eth" + entry["device-number"]
+        for mac, entry in found["network"]["interfaces"]["macs"].items()}
+json.dump([found, convert_ec2_metadata_network_config(found["network"], macs)], sys.stdout)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/usr/lib/python3/dist-packages/cloudinit").is_dir(),
+    reason="cloud-init is not installed",
+)
+def test_cloud_init_crawls_the_tree_and_makes_a_network_of_it(instance_of):
+    """Debian's cloud-init reads every key, odd tags included, and finds both interfaces."""
+    document = instance_of(tags={"team": "blue", "0=x": "y", "a+b": "c", "u@h": ""}).to_document()
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", CRAWLER, str(Path(__file__).parents[3])],
+        input=json.dumps(document),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found, network = json.loads(done.stdout)
+    assert found["public-keys"] == {"mykey": "ssh-ed25519 AAAAC3Nz me@laptop"}
+    assert found["tags"]["instance"] == {"team": "blue", "a+b": "c", "u@h": ""}
+    assert found["security-groups"] == ["default", "web"]
+    assert network["ethernets"]["eth0"]["addresses"] == ["10.1.0.5/24"]
+    assert network["ethernets"]["eth0"]["dhcp6"] is True
+    assert network["ethernets"]["eth1"]["dhcp4"] is True
