@@ -11,6 +11,7 @@ Each step ends in one rename or removal, so a crash leaves a directory that work
 be taken again.
 """
 
+import base64
 import os
 import secrets
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import click
 
 from services.cli.settings import CONFLICT, NOT_FOUND, Failed
+from services.core.signature import host_key, load_secrets
 
 SECRET_BYTES = 32
 """Random bytes of a secret, 256 bits for HMAC-SHA256; written as 64 hexadecimal digits, so that a
@@ -76,6 +78,27 @@ def rotate(directory: Path) -> None:
         click.echo(_step(directory))
     except OSError as error:
         raise Failed(f"{directory}: {error.strerror}") from None
+
+
+@group.command("host-key", short_help="Print a host's signing key.")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("host")
+def host_key_command(directory: Path, host: str) -> None:
+    """Print HOST's signing key in base64, derived from the current master secret.
+
+    It goes into the file that host_key_file of mooring-agent.conf names. HOST is the name
+    in the host's certificate.
+
+    \b
+    Examples:
+      mooring secret host-key /etc/mooring/secrets/signature host-1 |
+          ssh host-1 'umask 077; cat > /etc/mooring/secrets/host-key'
+    """
+    try:
+        masters = load_secrets(directory)
+    except ValueError as error:
+        raise Failed(str(error), NOT_FOUND) from None
+    click.echo(base64.b64encode(host_key(masters[0], host)).decode("ascii"))
 
 
 def _step(directory: Path) -> str:

@@ -1,12 +1,13 @@
 """`mooring secret`: first secrets and their rotation, with the services' own reader."""
 
+import base64
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from services.cli.main import main
-from services.core.signature import load_secrets
+from services.core.signature import host_key, load_secrets
 
 
 def run(*arguments: str, code: int = 0) -> Result:
@@ -74,3 +75,12 @@ def test_rotation_needs_a_secret(tmp_path: Path) -> None:
     """Without a current secret there is nothing to rotate: exit code 4, nothing made."""
     assert "create it" in run("rotate", str(tmp_path), code=4).stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_host_s_key_is_the_one_that_the_services_derive(tmp_path: Path) -> None:
+    """What a host is given signs what the instance signature filter accepts."""
+    directory = str(tmp_path)
+    run("create", directory)
+    printed = run("host-key", directory, "host-1").stdout
+    assert base64.b64decode(printed) == host_key(load_secrets(directory)[0], "host-1")
+    assert "create" not in run("host-key", str(tmp_path / "none"), "h", code=4).stdout
