@@ -75,11 +75,7 @@ def list_opts() -> list[tuple[str, list[Any]]]:
 
 def read(path: str | Path) -> Any:
     """The [agent] values of a mooring-agent.conf; raises ConfigError."""
-    conf = load(path, OPTIONS)
-    for option in AGENT:
-        if option.required and not conf.agent[option.dest]:
-            raise ConfigError(f"{path}: option {option.name} in [agent] is needed")
-    return conf.agent
+    return load(path, OPTIONS).agent
 
 
 def metadata_path(agent: Any) -> MetadataPath:
