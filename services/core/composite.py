@@ -7,7 +7,6 @@ process apart by something that no request can choose: the socket that it came i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import PurePath
 from typing import Protocol
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -79,7 +78,7 @@ def listener_name(environ: WSGIEnvironment) -> str:
         return str(name[1])
     if isinstance(name, bytes):  # an abstract socket
         name = name.lstrip(b"\0").decode("utf-8", "replace")
-    return PurePath(name).name
+    return str(name).rpartition("/")[2]
 
 
 def by_path(loader: Loader, global_conf: dict[str, str], **targets: str) -> ByPath:
