@@ -210,6 +210,7 @@ acme_account = Table(
     Column("external_id", String(64)),
     Column("created_at", String(27), nullable=False),
     Index(None, "key_thumbprint", unique=True),
+    Index(None, "created_at"),
 )
 
 # Keys for external account binding: the id is public, the key is kept because HMAC needs it.
@@ -236,7 +237,11 @@ acme_order = Table(
     Column("serial", String(40)),
     Column("created_at", String(27), nullable=False),
     Column("expires_at", String(27), nullable=False),
-    Index(None, "account_id"),
+    # what is being signed, and until when nobody else tries, so that a killed worker's order ends
+    Column("csr", LargeBinary),
+    Column("processing_until", String(27)),
+    Index(None, "account_id", "created_at", "id"),
+    Index(None, "authority_id", "serial"),
 )
 
 acme_authorization = Table(
@@ -263,6 +268,8 @@ acme_challenge = Table(
     Column("status", String(16), nullable=False),
     Column("validated_at", String(27)),
     Column("error", Text),
+    # until when nobody else validates it
+    Column("processing_until", String(27)),
     Index(None, "authorization_id"),
 )
 
@@ -273,4 +280,14 @@ acme_nonce = Table(
     Column("nonce", String(64), primary_key=True),
     Column("expires_at", String(27), nullable=False),
     Index(None, "expires_at"),
+)
+
+# One row: what every replica seals nonces with. It guards no right, only the table above from rows
+# for nonces that were never given out.
+acme_secret = Table(
+    "acme_secret",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("key", LargeBinary, nullable=False),
+    CheckConstraint("id = 1", name="single"),
 )
