@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import Protocol
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from services.ca.keys import (
     PrivateKey,
@@ -36,6 +38,9 @@ class Signer(Protocol):
     ) -> x509.CertificateRevocationList:
         """Sign a revocation list whose fields are all set."""
 
+    def sign_bytes(self, data: bytes) -> bytes:
+        """Sign octets as certificates are signed: ECDSA in DER, RSA as PKCS #1 v1.5, Ed25519."""
+
 
 class KeySigner:
     """A signer whose private key is in this process's memory."""
@@ -44,6 +49,7 @@ class KeySigner:
         self._key = key
         self._public_key = accept_public_key(key.public_key())
         self._hash = signature_hash(self._public_key)
+        self._ecdsa = ec.ECDSA(self._hash or hashes.SHA256())
 
     def public_key(self) -> PublicKey:
         return self._public_key
@@ -55,6 +61,13 @@ class KeySigner:
         self, builder: x509.CertificateRevocationListBuilder
     ) -> x509.CertificateRevocationList:
         return builder.sign(self._key, self._hash)
+
+    def sign_bytes(self, data: bytes) -> bytes:
+        if isinstance(self._key, ec.EllipticCurvePrivateKey):
+            return self._key.sign(data, self._ecdsa)
+        if isinstance(self._key, rsa.RSAPrivateKey):
+            return self._key.sign(data, padding.PKCS1v15(), hashes.SHA256())
+        return self._key.sign(data)
 
 
 @dataclass(frozen=True)
