@@ -6,6 +6,8 @@ option in silence, so ``load`` compares the file with what is registered and nam
 """
 
 import difflib
+import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,25 @@ from services.core import database
 
 class ConfigError(Exception):
     """A mooring.conf that must not be started with; the text names file, section and option."""
+
+
+class _Network(types.String):
+    def __call__(self, value: Any) -> str:
+        # a network with host bits is a mistake: is the host meant, or its network?
+        return str(ipaddress.ip_network(str(super().__call__(value)).strip()))
+
+
+class _Endpoint(types.String):
+    """ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT, with the address as IP text."""
+
+    def __call__(self, value: Any) -> str:
+        text = str(super().__call__(value)).strip()
+        match = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](?::(\d{1,5}))?|([0-9.]+):(\d{1,5})", text)
+        address, port = (match[1] or match[3], match[2] or match[4]) if match else (text, None)
+        ipaddress.ip_address(address)
+        if port is not None and not 0 < int(port) < 65536:
+            raise ValueError(f"{port} is not a port")
+        return text
 
 
 class _DatabaseURL(types.String):
@@ -144,7 +165,85 @@ METADATA = [
     ),
 ]
 
-OPTIONS: dict[str, list[Any]] = {"database": DATABASE, "log": LOG, "metadata": METADATA}
+ACME = [
+    cfg.StrOpt(
+        "external_url",
+        default="",
+        regex=r"^(https://[a-z0-9.\-\[\]:]+(/[A-Za-z0-9._~-]+)*)?$",
+        help="Address of the ACME service as clients write it, such as "
+        "https://ca.example.com:8776/acme; its directory stands below it. Empty: no ACME.",
+    ),
+    cfg.StrOpt(
+        "profile",
+        default="server",
+        regex=r"^[a-z][a-z0-9-]{0,31}$",
+        help="Profile by which orders are issued; one without a subject name, since only "
+        "DNS names and addresses are validated. A key for external accounts may name another.",
+    ),
+    cfg.BoolOpt(
+        "external_account_required",
+        default=True,
+        help="A new account needs a key that an operator made (`mooring ca acme-key create`). "
+        "Otherwise whoever can show control of a name that the profile allows gets a certificate.",
+    ),
+    cfg.ListOpt(
+        "allowed_networks",
+        item_type=_Network(),
+        default=[],
+        help="Networks that http-01 and tls-alpn-01 may connect to, such as 10.0.0.0/8, "
+        "2001:db8::/32. Empty: only dns-01 is offered, for then the service connects to nobody.",
+    ),
+    cfg.PortOpt("http_port", default=80, min=1, help="Port of http-01; RFC 8555 says 80."),
+    cfg.PortOpt("tls_port", default=443, min=1, help="Port of tls-alpn-01; RFC 8737 says 443."),
+    cfg.ListOpt(
+        "resolver",
+        item_type=_Endpoint(),
+        default=[],
+        help="Name servers that validation asks, ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT. "
+        "Empty: those of /etc/resolv.conf.",
+    ),
+    cfg.IntOpt(
+        "nonce_lifetime",
+        default=3600,
+        min=60,
+        max=86400,
+        help="Seconds for which a nonce can be used.",
+    ),
+    cfg.IntOpt(
+        "order_lifetime",
+        default=86400,
+        min=600,
+        max=2592000,
+        help="Seconds in which an order has to be validated and finalized.",
+    ),
+    cfg.IntOpt(
+        "orders_per_hour",
+        default=300,
+        min=1,
+        max=1000000,
+        help="Orders that one account may make in an hour.",
+    ),
+    cfg.IntOpt(
+        "accounts_per_hour",
+        default=500,
+        min=1,
+        max=1000000,
+        help="New accounts in an hour, all together.",
+    ),
+    cfg.StrOpt(
+        "terms_of_service",
+        default="",
+        regex=r"^(https?://\S+)?$",
+        help="Address of terms that a client must agree to; empty for none.",
+    ),
+]
+
+OPTIONS: dict[str, list[Any]] = {
+    "database": DATABASE,
+    "log": LOG,
+    "metadata": METADATA,
+    "acme": ACME,
+}
 
 
 def list_opts() -> list[tuple[str, list[Any]]]:
