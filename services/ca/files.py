@@ -77,6 +77,18 @@ def write_bundle(
     _write(path, certificates_pem(certificates) + key_pem(key), KEY_MODE, replace=replace)
 
 
+def write_data(
+    path: Path, data: bytes, *, mode: int = CERTIFICATE_MODE, replace: bool = True
+) -> None:
+    """Write bytes made elsewhere as the functions above do; FileExistsError without `replace`."""
+    _write(path, data, mode, replace=replace)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable, after one of them was renamed or removed."""
+    _sync_directory(directory)
+
+
 def read_key(path: Path, *, passphrase: bytes | None = None) -> PrivateKey:
     """Read a private key that only its owner can read.
 
