@@ -13,6 +13,7 @@ of 1 to 21,600 seconds.
 import base64
 import binascii
 import hmac
+import math
 import os
 import struct
 import time
@@ -42,10 +43,13 @@ class Tokens:
         )
 
     def make(self, instance_id: str, ttl: int, now: float | None = None) -> str:
-        """Return a token of 68 characters that this instance may use for ``ttl`` seconds."""
+        """Return a token of 68 characters that this instance may use for ``ttl`` seconds.
+
+        It holds whole seconds, so it lives up to one second longer, never shorter.
+        """
         if not MIN_TTL <= ttl <= MAX_TTL:
             raise ValueError(f"a token lives {MIN_TTL} to {MAX_TTL} seconds, not {ttl}")
-        expiry = int(time.time() if now is None else now) + ttl
+        expiry = math.ceil(time.time() if now is None else now) + ttl
         head = _HEAD.pack(_VERSION, expiry, os.urandom(10))
         mac = hmac.digest(self._keys[0], head + instance_id.encode(), "sha256")
         return base64.urlsafe_b64encode(head + mac).decode()

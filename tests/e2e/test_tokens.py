@@ -5,7 +5,6 @@ import json
 import re
 import socket
 import struct
-import time
 
 import pytest
 from stand import inside, receive, request_bytes, wait_for
@@ -87,12 +86,10 @@ def test_a_dated_token_path_gets_403(optional):
 def test_an_expired_token_gets_401(house, optional):
     """A token of one second is good, and after that second is not."""
     token = house.token(optional, ttl=1)
-    made = time.time()
     assert optional.get(READ[0], (TOKEN, token)).status == 200
     wait_for(
         "the token's end", lambda: optional.get(READ[0], (TOKEN, token)).status == 401, seconds=10
     )
-    assert time.time() - made > 0.1
     assert_refused(optional.get(READ[1], (TOKEN, token)), 401)
 
 

@@ -18,6 +18,13 @@ def test_a_token_counts_down_to_nothing() -> None:
     assert Tokens([NEW]).remaining(token, "i", now=NOW + 10) is None
 
 
+def test_a_token_lives_no_shorter_than_promised():
+    """One made late in a second is still good when its last second has nearly passed."""
+    token = Tokens([NEW]).make("i", 1, now=NOW + 0.9)
+    assert Tokens([NEW]).remaining(token, "i", now=NOW + 1.8) is not None
+    assert Tokens([NEW]).remaining(token, "i", now=NOW + 2.9) is None
+
+
 def test_a_token_belongs_to_one_instance() -> None:
     """Shown by another instance it is worth nothing."""
     tokens = Tokens([NEW])
