@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +17,14 @@ POSTGRES_BIN = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def postgresql_server() -> Iterator[Path]:
     """The socket directory of a PostgreSQL server that this session made and ends."""
     if not POSTGRES_BIN:
         pytest.fail("PostgreSQL is not installed: tools/test installs it")
     binaries = POSTGRES_BIN[-1]
-    base = Path(tmp_path_factory.mktemp("postgresql"))
-    for parent in (base, *base.parents):
-        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)
+    # Not below pytest's directory: the next pytest to start closes that one to other users.
+    base = Path(tempfile.mkdtemp(prefix="mooring-postgresql-"))
+    base.chmod(0o755)
     data = base / "data"
     data.mkdir()
     as_postgres: list[str] = []
@@ -65,8 +66,10 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
             time.sleep(0.05)
         yield base
     finally:
-        server.terminate()
+        # SIGINT: do not wait for clients
+        server.send_signal(signal.SIGINT)
         server.wait(timeout=30)
+        shutil.rmtree(base)
 
 
 @pytest.fixture

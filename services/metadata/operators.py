@@ -22,7 +22,7 @@ from services.core import log, readiness
 from services.core.config import ConfigError, load
 from services.core.database import Database, Unavailable, schema_state
 from services.core.deploy import check_once, require_gatekeeper
-from services.core.edge import RETRY_AFTER, Request, Router
+from services.core.edge import RETRY_AFTER, Request, Response, Router, json_response
 from services.core.errors import Failure
 from services.core.identity import ClientIdentity
 from services.core.policy import HOST, PROJECT, RULES, allows, enforce, projects_of
@@ -66,28 +66,6 @@ _SECRET = ("Cache-Control", "no-store")
 _T = TypeVar("_T")
 
 
-class _Response(webob.Response):
-    """A response whose Location stays relative.
-
-    WebOb would make it absolute from Host and wsgi.url_scheme, which behind NGINX are the client's
-    choice and http.
-    """
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        start_response(self.status, self.headerlist)
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else self.app_iter
-
-
-def _answer(
-    value: object, status: int = 200, headers: Sequence[tuple[str, str]] = ()
-) -> webob.Response:
-    return _Response(
-        body=json.dumps(value).encode(),
-        status=status,
-        headerlist=[("Content-Type", "application/json"), *headers],
-    )
-
-
 class Operators:
     """The handlers, one a route. Each enforces the rule that its route names."""
 
@@ -118,7 +96,7 @@ class Operators:
         """The version of this API and its routes."""
         _visible(request.client)
         _query(request)
-        return _answer(
+        return json_response(
             {
                 "versions": [{"id": "v1", "status": "CURRENT", "href": "/v1"}],
                 "routes": [
@@ -155,7 +133,7 @@ class Operators:
         if page.marker is not None:
             again = [(n, v) for n, values in query.items() for v in values if n != "marker"]
             answer["next"] = f"{request.path}?{urlencode([*again, ('marker', page.marker)])}"
-        return _answer(answer)
+        return json_response(answer)
 
     def create(self, request: Request, _match: Mapping[str, str]) -> webob.Response:
         """Make an instance; 409 if its id or an address is taken."""
@@ -207,13 +185,13 @@ class Operators:
             raise Failure(403, f"{client.user} may not read user data here", field="include")
         etag = _etag(stored)
         if etag in _etags(request, "If-None-Match"):
-            return _Response(status=304, headerlist=[("ETag", etag)])
+            return Response(status=304, headerlist=[("ETag", etag)])
         headers = [("ETag", etag)]
         document = _shown(stored, whole=whole)
         if include:
             document["user_data"] = stored.instance.to_document()["user_data"]
             headers.append(_SECRET)
-        return _answer(document, headers=headers)
+        return json_response(document, headers=headers)
 
     def patch(self, request: Request, match: Mapping[str, str]) -> webob.Response:
         """Change an instance by a JSON merge patch (RFC 7396)."""
@@ -247,7 +225,7 @@ class Operators:
             if self.store.delete(old) is not None:
                 return None
             _noted("instance deleted", request, old.instance)
-            return _Response(status=204)
+            return Response(status=204)
 
         return _tried(attempt)
 
@@ -259,7 +237,7 @@ class Operators:
             raise Failure(403, f"{client.user} may not read user data here")
         if stored.instance.user_data is None:
             raise Failure(404, "the instance has no user data")
-        return _Response(
+        return Response(
             body=stored.instance.user_data,
             headerlist=[
                 ("Content-Type", "application/octet-stream"),
@@ -282,7 +260,7 @@ class Operators:
         else:
             encoding, text = _text(password.data)
             value = {"password": text, "encoding": encoding, "set_at": password.set_at}
-        return _answer(value, headers=[_SECRET])
+        return json_response(value, headers=[_SECRET])
 
     def reset_password(self, request: Request, match: Mapping[str, str]) -> webob.Response:
         """Forget the password, so that the instance may set one again."""
@@ -291,7 +269,7 @@ class Operators:
         if isinstance(self.store.reset_password(match["id"]), Missing):
             raise _not_found()
         _noted("password reset", request, stored.instance)
-        return _Response(status=204)
+        return Response(status=204)
 
     def _find(
         self, request: Request, match: Mapping[str, str], rule: str
@@ -327,7 +305,7 @@ class Operators:
         stored = _unrefused(outcome)
         if stored.version != old.version:
             _noted("instance changed", request, stored.instance)
-        return _answer(_shown(stored, whole=True), headers=[("ETag", _etag(stored))])
+        return json_response(_shown(stored, whole=True), headers=[("ETag", _etag(stored))])
 
 
 # Who sees what
@@ -542,7 +520,7 @@ def _noted(event: str, request: Request, instance: Instance) -> None:
 def _created(request: Request, stored: Stored) -> webob.Response:
     _noted("instance created", request, stored.instance)
     location = f"{request.script_name}/v1/instances/{stored.instance.id}"
-    return _answer(
+    return json_response(
         _shown(stored, whole=True), 201, [("Location", location), ("ETag", _etag(stored))]
     )
 

@@ -78,7 +78,7 @@ def body_of(data: bytes, content_type: str = "application/json") -> object:
 
 def test_an_object_is_read() -> None:
     """Plain JSON comes out as it went in."""
-    value = {"a": [1, 2.5, None, True, "é"]}
+    value = {"a": [1, 2.5, None, True, "é", "a backslash: \\u0000"]}
     assert body_of(json.dumps(value).encode()) == value
 
 
