@@ -169,12 +169,7 @@ class Metadata:
         if method == "HEAD" or self._nova:
             body = self._get(environ, start_response, known)
             return [] if method == "HEAD" else body
-        allow = "GET, HEAD"
-        if found is Special.PASSWORD:
-            allow = "GET, HEAD, POST"
-        elif found is Special.TOKEN:
-            allow = "PUT"
-        raise Failure(405, "This method is not served here.", headers=[("Allow", allow)])
+        raise _not_served(found)
 
     def _admit(self, environ: WSGIEnvironment, known: Known) -> None:
         """Let in who may read: the endpoint is on, and the token is good if one is there."""
@@ -207,9 +202,8 @@ class Metadata:
             if path.endswith("/api/token"):
                 raise Failure(403, f"Ask for a token at {TOKEN_PATH}.")
             self._admit(environ, known)
-            if known.tree.page(path) is None:
-                raise Failure(404, NOT_FOUND)
-            raise Failure(405, "Only a token is PUT.", headers=[("Allow", "GET, HEAD")])
+            found = known.tree.page(path)
+            raise Failure(404, NOT_FOUND) if found is None else _not_served(found)
         if not known.instance.options.http_endpoint:
             raise Failure(403, "Metadata is switched off for this instance.")
         if "HTTP_X_MOORING_FORWARDED" in environ:
@@ -258,6 +252,12 @@ class Metadata:
         return [b""]
 
 
+def _not_served(found: Page | Special) -> Failure:
+    allow = {Special.PASSWORD: "GET, HEAD, POST", Special.TOKEN: "PUT"}
+    methods = allow.get(found, "GET, HEAD") if isinstance(found, Special) else "GET, HEAD"
+    return Failure(405, "This method is not served here.", headers=[("Allow", methods)])
+
+
 def settings_of(conf: Any) -> Settings:
     """The documents' settings out of mooring.conf's [metadata]; raises ValueError."""
     metadata = conf.metadata
@@ -275,6 +275,9 @@ def settings_of(conf: Any) -> Settings:
         dhcp_domain=metadata.dhcp_domain,
         availability_zone=metadata.availability_zone,
         region=metadata.region,
+        availability_zone_id=metadata.availability_zone_id or None,
+        public_domain=metadata.public_domain or None,
+        architecture=metadata.architecture or None,
         services_domain=metadata.services_domain,
         services_partition=metadata.services_partition,
         vendor_data=vendor_data,
