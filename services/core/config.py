@@ -88,10 +88,28 @@ METADATA = [
         help="Zone of instances that name none.",
     ),
     cfg.StrOpt(
+        "availability_zone_id",
+        default="",
+        regex=r"^[A-Za-z0-9._-]{0,63}$",
+        help="The answer of placement/availability-zone-id; empty: not listed.",
+    ),
+    cfg.StrOpt(
         "region",
         default="mooring",
         regex=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         help="The answer of placement/region.",
+    ),
+    cfg.StrOpt(
+        "public_domain",
+        default="",
+        regex=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.|$))*$",
+        help="Domain of public-hostname; empty: the same as dhcp_domain.",
+    ),
+    cfg.StrOpt(
+        "architecture",
+        default="",
+        choices=["", "x86_64", "arm64"],
+        help="`architecture` of the identity document; empty: null.",
     ),
     cfg.StrOpt(
         "services_domain",
