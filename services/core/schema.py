@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 METADATA = MetaData(
@@ -142,6 +143,14 @@ ca_certificate = Table(
     Index(None, "common_name"),
     Index(None, "created_at", "serial"),
     Index(None, "authority_id", "revoked_at"),
+    # few rows have one, and issuing must not pay for it
+    Index(
+        None,
+        "authority_id",
+        "status_number",
+        sqlite_where=text("status_number IS NOT NULL"),
+        postgresql_where=text("status_number IS NOT NULL"),
+    ),
 )
 
 # One row a name, for searching: kind is dns, ip or uri.
@@ -155,13 +164,24 @@ ca_certificate_name = Table(
     Index(None, "value"),
 )
 
-# ``base_number`` is None for a complete list, else the number of the list that a delta is to.
+# Complete lists: the newest, and older ones that a delta may be based on.
 ca_crl = Table(
     "ca_crl",
     METADATA,
     Column("authority_id", String(40), primary_key=True),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
-    Column("base_number", BigInteger),
+    Column("der", LargeBinary, nullable=False),
+    Column("this_update", String(27), nullable=False),
+    Column("next_update", String(27), nullable=False),
+)
+
+# The newest delta of each authority, of the same number as the complete list that was made with it.
+ca_delta = Table(
+    "ca_delta",
+    METADATA,
+    Column("authority_id", String(40), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("base_number", BigInteger, nullable=False),
     Column("der", LargeBinary, nullable=False),
     Column("this_update", String(27), nullable=False),
     Column("next_update", String(27), nullable=False),
