@@ -20,7 +20,7 @@ from services.ca.keys import KeyType, PrivateKey, generate_key, key_identifier
 from services.ca.names import IPAddress
 from services.ca.profiles import CLIENT, HOST, INSTANCE, INTERMEDIATE, ROOT, SERVER, Profile
 from services.ca.request import make_request
-from services.ca.signer import Issuer, KeySigner
+from services.ca.signer import Issuer, KeySigner, Signer
 
 # An intermediate's subject has to be new with every key, else a verifier that looks it up by name
 # may take the wrong one: this many octets of the key's identifier, in hex, end its name.
@@ -247,7 +247,7 @@ def create_hierarchy(
     return Hierarchy(root, intermediate, root_key, key)
 
 
-def issuing_name(common_name: str, signer: KeySigner) -> str:
+def issuing_name(common_name: str, signer: Signer) -> str:
     """Return the common name of an intermediate, which is new with every key."""
     mark = key_identifier(signer.public_key())[:NAME_KEY_BYTES].hex()
     return f"{common_name} Issuing CA {mark}"

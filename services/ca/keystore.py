@@ -637,9 +637,9 @@ def _make_request(
         files.write_key(
             staged / "key.pem", key, passphrase=None if passphrase is None else passphrase()
         )
-        signer = KeySigner(key)
-        builder = _request_builder(issuing_name(name, signer))
-        return signer, builder.sign(key, signature_hash(signer.public_key()))
+        in_memory = KeySigner(key)
+        builder = _request_builder(issuing_name(name, in_memory))
+        return in_memory, builder.sign(key, signature_hash(in_memory.public_key()))
     from services.ca.pkcs11 import Pkcs11Error, Pkcs11Signer
 
     files.write_data(staged / "key.uri", f"{key_uri}\n".encode(), mode=files.KEY_MODE)
@@ -685,26 +685,22 @@ def install(
     except ValueError as error:
         raise KeystoreError(directory, str(error)) from None
     place = directory / "authorities" / name
-    changed = _install_root(directory, root, root_crl)
+    waiting = directory / "pending" / name
+    _check_root(directory, root, root_crl)
+    if place.exists():
+        if read_certificate(place / "certificate.pem") != certificate:
+            raise KeystoreError(place, "holds another certificate of the same key")
+    else:
+        _check_intermediate(waiting, certificate, root, passphrase)
+    changed = _write_root(directory, root, root_crl)
     if not place.exists():
-        waiting = directory / "pending" / name
-        if not waiting.is_dir():
-            raise KeystoreError(waiting, "does not exist: the certificate is for another key")
-        try:
-            issuer = Issuer(certificate, read_signer(waiting, passphrase), above=(root,))
-        except ValueError as error:
-            raise KeystoreError(waiting, str(error)) from None
-        if issuer.path_length != 0:
-            raise KeystoreError(waiting, "the certificate allows authorities below it")
         make_directory(directory / "authorities", DIRECTORY_MODE)
         files.write_certificates(waiting / "certificate.pem", certificate)
-        _own_like(directory, directory / "authorities", waiting / "certificate.pem")
+        _own_like(directory, waiting / "certificate.pem")
         waiting.rename(place)
         files.sync_directory(place.parent)
         files.sync_directory(waiting.parent)
         changed = True
-    elif read_certificate(place / "certificate.pem") != certificate:
-        raise KeystoreError(place, "holds another certificate of the same key")
     if not (directory / "active").exists():
         _write_active(directory, name)
         changed = True
@@ -713,25 +709,49 @@ def install(
 
 def install_root_crl(directory: Path, crl: x509.CertificateRevocationList) -> bool:
     """Put a newer list of the root in place; tell whether it is newer. Raises KeystoreError."""
-    return _install_root(directory, read_root(directory), crl)
+    root = read_root(directory)
+    _check_root(directory, root, crl)
+    return _write_root(directory, root, crl)
 
 
-def _install_root(
+def _check_intermediate(
+    waiting: Path,
+    certificate: x509.Certificate,
+    root: x509.Certificate,
+    passphrase: Passphrase | None,
+) -> None:
+    if not waiting.is_dir():
+        raise KeystoreError(waiting, "does not exist: the certificate is for another key")
+    try:
+        issuer = Issuer(certificate, read_signer(waiting, passphrase), above=(root,))
+    except ValueError as error:
+        raise KeystoreError(waiting, str(error)) from None
+    if issuer.path_length != 0:
+        raise KeystoreError(waiting, "the certificate allows authorities below it")
+
+
+def _check_root(
     directory: Path, root: x509.Certificate, root_crl: x509.CertificateRevocationList
-) -> bool:
+) -> None:
     if root_crl.issuer != root.subject or not root_crl.is_signature_valid(_any_key(root)):
         raise KeystoreError(directory / "root.crl", "the list given is not signed by this root")
-    changed = False
-    if not (directory / "root.crt").exists():
-        files.write_certificates(directory / "root.crt", root)
-        changed = True
-    elif read_root(directory) != root:
+    if (directory / "root.crt").exists() and read_root(directory) != root:
         raise KeystoreError(directory / "root.crt", "is another root than the one given")
-    path = directory / "root.crl"
+
+
+def _write_root(
+    directory: Path, root: x509.Certificate, root_crl: x509.CertificateRevocationList
+) -> bool:
+    certificate, path = directory / "root.crt", directory / "root.crl"
+    changed = False
+    if not certificate.exists():
+        files.write_certificates(certificate, root)
+        _own_like(directory, certificate)
+        changed = True
     if not path.exists() or crl_number(read_root_crl(directory, root)) < crl_number(root_crl):
         files.write_crls(path, root_crl)
+        _own_like(directory, path)
         changed = True
-    _own_like(directory, directory / "root.crt", path)
     return changed
 
 
@@ -795,8 +815,9 @@ def create(
             raise KeystoreError(keep / "root.key", "does not exist, but the server has a root")
         make_root(keep, f"{name} Root CA", passphrase=root_secret, now=now, kind=root_kind)
     if not (directory / "active").exists():
-        waiting = pending(directory)
-        place = waiting[0] if waiting else None
+        # one that was installed and not made active, one that was not installed, or a new one
+        places = [*(directory / "authorities").glob("[0-9a-f]*"), *pending(directory)]
+        place = places[0] if places else None
         if place is None:
             place = prepare(directory, name, passphrase=passphrase, kind=kind)
         csr = (place / "request.csr").read_bytes()
