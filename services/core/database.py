@@ -273,10 +273,10 @@ def _make_engine(url: URL, *, create: bool) -> Engine:
     return engine
 
 
-def inode(path: Path) -> int:
+def inode(path: str | Path) -> int:
     """The inode of a file, 0 if there is none: tells a replaced file from the opened one."""
     try:
-        return path.stat().st_ino
+        return os.stat(path).st_ino  # noqa: PTH116 - asked before each answer, a third faster
     except OSError:
         return 0
 

@@ -105,6 +105,7 @@ class RevisionWatch:
 class _SQLiteHint:
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._name = str(path)
         self._inode = 0
         self._opened = 0
         self._connection: sqlite3.Connection | None = None
@@ -112,7 +113,7 @@ class _SQLiteHint:
 
     def mark(self) -> object:
         with self._lock:
-            now = inode(self._path)
+            now = inode(self._name)
             if now == 0:
                 raise Unavailable("the database file is not there")
             try:

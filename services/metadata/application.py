@@ -131,7 +131,9 @@ class Metadata:
     def _get(
         self, environ: WSGIEnvironment, start_response: StartResponse, known: Known
     ) -> Iterable[bytes]:
-        self._admit(environ, known)
+        options = known.instance.options
+        if TOKEN_HEADER in environ or options.http_tokens_required or not options.http_endpoint:
+            self._admit(environ, known)
         path = environ.get("PATH_INFO", "")
         page = known.pages.get(path)
         if page is None:

@@ -30,6 +30,9 @@ PAGE_BYTES = 700
 WARM_SHARE = 0.5
 """Part of the limit that warm() fills: the rest is for the pages that instances will ask for."""
 
+WARM_PATH = "/latest/meta-data/"
+"""A page that needs the whole tree of names."""
+
 
 class Known:
     """An instance in memory. ``pages`` maps a canonical PATH_INFO to what is sent for it."""
@@ -147,7 +150,8 @@ class Cache:
             if not records:
                 break
             for record in records:
-                self._hold(record, generation)
+                # Its tree too, which takes longer to make than all that is left to do for a page.
+                self._hold(record, generation).tree.page(WARM_PATH)
                 if self._size >= self._limit * WARM_SHARE:
                     break
             after = records[-1].instance.id

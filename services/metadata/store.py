@@ -18,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     and_,
+    bindparam,
     cast,
     delete,
     exists,
@@ -251,7 +252,7 @@ class Store:
     def load(self, instance_id: str) -> Record | None:
         """The instance and the revision it was read at, in one query by primary key."""
         with self.database.read() as connection:
-            row = connection.execute(_RECORDS.where(_instance.c.id == instance_id)).one_or_none()
+            row = connection.execute(_RECORD, {"instance_id": instance_id}).one_or_none()
         return None if row is None else _record(row)
 
     def load_many(self, after_id: str = "", limit: int = 100) -> Sequence[Record]:
@@ -364,6 +365,8 @@ _RECORDS = select(
     _revision.c.epoch,
     _revision.c.number,
 ).join_from(_instance, _revision, _revision.c.id == 1)
+# Made once: making the statement takes longer than the database takes to answer it.
+_RECORD = _RECORDS.where(_instance.c.id == bindparam("instance_id"))
 
 
 def document_of(instance: Instance) -> dict[str, Any]:

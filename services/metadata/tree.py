@@ -30,14 +30,17 @@ def fold(path: str) -> list[str]:
 
     The root is its own parent.
     """
-    segments: list[str] = []
-    for segment in path.split("/"):
+    segments = [segment for segment in path.split("/") if segment]
+    if "/." not in path and path[:1] != ".":
+        return segments
+    folded: list[str] = []
+    for segment in segments:
         if segment == "..":
-            if segments:
-                segments.pop()
-        elif segment and segment != ".":
-            segments.append(segment)
-    return segments
+            if folded:
+                folded.pop()
+        elif segment != ".":
+            folded.append(segment)
+    return folded
 
 
 def is_canonical(path: str) -> bool:
@@ -46,10 +49,9 @@ def is_canonical(path: str) -> bool:
     Only such paths may key a cache: the others are without number. Clients use both spellings
     of the end (cloud-init asks for directories with the slash, Nova's documentation without).
     """
-    if path == "/":
-        return True
-    segments = fold(path)
-    return bool(segments) and path.removesuffix("/") == "/" + "/".join(segments)
+    if path[:1] != "/" or "//" in path:
+        return False
+    return "/." not in path or path.removesuffix("/") == "/" + "/".join(fold(path))
 
 
 def _today() -> str:
