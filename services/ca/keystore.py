@@ -7,7 +7,8 @@ DIRECTORY ([ca] directory) of a server::
     authorities/ID/certificate.pem   an intermediate; ID is its subject key identifier, 40 digits
                    key.pem           its key, encrypted PKCS #8, mode 0600; or
                    key.uri           where the key is, RFC 7512 (pkcs11:...)
-                   retired           present once its key was removed on purpose
+                   activated         when it signed first; without it, it is prepared
+                   retired           when its key was removed on purpose
     pending/ID/request.csr           an intermediate that the root has not signed yet, with its key
 
 OFFLINE directory of the root, kept away from any server::
@@ -376,6 +377,77 @@ def _once(passphrase: Passphrase) -> Passphrase:
     return ask
 
 
+# ---- looking, without any passphrase ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """One thing of the key store as `survey` finds it.
+
+    `kind` is root, root-crl or authority; `state` of an authority is active, prepared, rotated-out
+    or retired; `key` is encrypted, unencrypted, pkcs11, removed or (of the root) "".
+    """
+
+    kind: str
+    path: Path
+    id: str
+    name: str
+    not_after: datetime
+    state: str = ""
+    key: str = ""
+
+
+def survey(directory: Path) -> list[Surveyed]:
+    """List root, its list and every authority of a server, the active one first.
+
+    Raises KeystoreError as `load` does, but for what only the keys themselves can show.
+    """
+    root = read_root(directory)
+    crl = read_root_crl(directory, root)
+    root_id, name = authority_id(root), _common_name(root)
+    path = directory / "root.crl"
+    end = crl.next_update_utc
+    if end is None:
+        raise KeystoreError(path, "does not say when the next list comes")
+    found = [
+        Surveyed("root", directory / "root.crt", root_id, name, root.not_valid_after_utc),
+        Surveyed("root-crl", path, root_id, f"number {crl_number(crl)}", end),
+    ]
+    active = read_active(directory)
+    places = authority_directories(directory)
+    if active not in {place.name for place in places}:
+        raise KeystoreError(directory / "active", f"names {active}, of which there is no directory")
+    for place in sorted(places, key=lambda place: (place.name != active, place.name)):
+        certificate = read_certificate(place / "certificate.pem")
+        if (place / "retired").exists():
+            state, key = "retired", "removed"
+        else:
+            state = "active" if place.name == active else "rotated-out"
+            if not (place / "activated").exists() and state != "active":
+                state = "prepared"
+            if (place / "key.uri").exists():
+                key = "pkcs11"
+            else:
+                key = "encrypted" if is_encrypted(place / "key.pem") else "unencrypted"
+        found.append(
+            Surveyed(
+                "authority",
+                place,
+                place.name,
+                _common_name(certificate),
+                certificate.not_valid_after_utc,
+                state,
+                key,
+            )
+        )
+    return found
+
+
+def _common_name(certificate: x509.Certificate) -> str:
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else certificate.subject.rfc4514_string()
+
+
 # ---- passphrases --------------------------------------------------------------------------------
 
 
@@ -674,6 +746,7 @@ def install(
     root: x509.Certificate,
     root_crl: x509.CertificateRevocationList,
     passphrase: Passphrase | None,
+    now: datetime,
 ) -> bool:
     """Put a pending key's certificate in place; tell whether anything was changed.
 
@@ -702,7 +775,7 @@ def install(
         files.sync_directory(waiting.parent)
         changed = True
     if not (directory / "active").exists():
-        _write_active(directory, name)
+        _write_active(directory, name, now)
         changed = True
     return changed
 
@@ -755,7 +828,7 @@ def _write_root(
     return changed
 
 
-def activate(directory: Path, authority: str) -> bool:
+def activate(directory: Path, authority: str, *, now: datetime) -> bool:
     """Make this authority the one that signs; tell whether it was not. Raises KeystoreError."""
     place = directory / "authorities" / authority
     if not _ID.fullmatch(authority) or not place.is_dir():
@@ -764,7 +837,7 @@ def activate(directory: Path, authority: str) -> bool:
         raise KeystoreError(place, "is retired: its key is gone")
     if (directory / "active").exists() and read_active(directory) == authority:
         return False
-    _write_active(directory, authority)
+    _write_active(directory, authority, now)
     return True
 
 
@@ -781,7 +854,7 @@ def retire(directory: Path, authority: str, *, now: datetime) -> bool:
         raise KeystoreError(place, "is the active authority; activate another one first")
     before = not (place / "retired").exists()
     if before:
-        files.write_data(place / "retired", f"{now.isoformat(timespec='seconds')}\n".encode())
+        files.write_data(place / "retired", _moment(now))
         _own_like(directory, place / "retired")
     for name in ("key.pem", "key.uri"):
         (place / name).unlink(missing_ok=True)
@@ -829,6 +902,7 @@ def create(
             root=root,
             root_crl=read_root_crl(keep, root),
             passphrase=passphrase,
+            now=now,
         )
     return load(directory, passphrase, urls=urls)
 
@@ -850,10 +924,17 @@ def make_directory(path: Path, mode: int, *, own_like_above: bool = True) -> Non
         raise KeystoreError(path, error.strerror or "cannot be made") from None
 
 
-def _write_active(directory: Path, authority: str) -> None:
-    path = directory / "active"
+def _write_active(directory: Path, authority: str, now: datetime) -> None:
+    mark, path = directory / "authorities" / authority / "activated", directory / "active"
+    # the mark first: what may have signed is never taken for merely prepared
+    if not mark.exists():
+        files.write_data(mark, _moment(now))
     files.write_data(path, f"{authority}\n".encode())
-    _own_like(directory, path)
+    _own_like(directory, mark, path)
+
+
+def _moment(now: datetime) -> bytes:
+    return f"{now.isoformat(timespec='seconds')}\n".encode()
 
 
 def _own_like(directory: Path, *paths: Path) -> None:

@@ -53,7 +53,7 @@ def add_intermediate(directory: Path, name: str = "Test", **options: object) -> 
     certificate, _ = keystore.sign_intermediate(offline, csr, secret, urls=URLS, now=NOW)
     root = keystore.read_root(offline)
     crl = keystore.read_root_crl(offline, root)
-    keystore.install(directory, certificate, root=root, root_crl=crl, passphrase=secret)
+    keystore.install(directory, certificate, root=root, root_crl=crl, passphrase=secret, now=NOW)
     return place.name
 
 
@@ -142,7 +142,7 @@ def test_running_it_again_changes_nothing(directory: Path, authorities: Authorit
     assert tree(directory) == before
 
 
-@pytest.mark.parametrize("step", range(1, 12))
+@pytest.mark.parametrize("step", range(1, 13))
 def test_a_crash_at_any_write_is_made_good_by_the_next_attempt(
     directory: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,10 +158,10 @@ def test_a_crash_at_any_write_is_made_good_by_the_next_attempt(
     monkeypatch.setattr(files, "_write", failing)
     try:
         keystore.create(directory, "Test", passphrase=secret, urls=URLS, now=NOW)
-        # create() makes ten writes: root.crt, root.crl, root.key, key.pem, request.csr, issued,
-        # root.crt, root.crl, certificate.pem, active
-        assert step == 11
-        assert count[0] == 10
+        # create() makes eleven writes: root.crt, root.crl, root.key, key.pem, request.csr, issued,
+        # root.crt, root.crl, certificate.pem, activated, active
+        assert step == 12
+        assert count[0] == 11
     except (OSError, KeystoreError):
         assert count[0] == step
     monkeypatch.setattr(files, "_write", real)
@@ -188,7 +188,7 @@ def test_the_ceremony_in_two_places(tmp_path: Path) -> None:
     crl = keystore.read_root_crl(offline, root)
     for changed in (True, False):
         assert changed == keystore.install(
-            server, certificate, root=root, root_crl=crl, passphrase=secret
+            server, certificate, root=root, root_crl=crl, passphrase=secret, now=NOW
         )
     assert keystore.pending(server) == []
     assert keystore.load(server, secret, urls=URLS).active.certificate == certificate
@@ -221,8 +221,8 @@ def test_rotation_keeps_both_chains_valid_in_one_bundle(
     assert [keystore.authority_id(each.certificate) for each in prepared.all()] == [old, new]
     assert prepared.bundle_pem().count(b"BEGIN CERTIFICATE") == 3
 
-    assert keystore.activate(directory, new)
-    assert not keystore.activate(directory, new)
+    assert keystore.activate(directory, new, now=NOW)
+    assert not keystore.activate(directory, new, now=NOW)
     overlap = keystore.load(directory, secret, urls=URLS)
     assert [keystore.authority_id(each.certificate) for each in overlap.all()] == [new, old]
     names = {each.certificate.subject.rfc4514_string() for each in overlap.all()}
@@ -248,10 +248,10 @@ def test_what_signs_is_not_retired_and_what_is_retired_does_not_sign(
     new = add_intermediate(directory)
     keystore.retire(directory, new, now=NOW)
     with pytest.raises(KeystoreError, match="is retired"):
-        keystore.activate(directory, new)
+        keystore.activate(directory, new, now=NOW)
     for wrong in ("0" * 40, "../authorities", ""):
         with pytest.raises(KeystoreError, match="does not exist"):
-            keystore.activate(directory, wrong)
+            keystore.activate(directory, wrong, now=NOW)
     (directory / "active").write_text(f"{new}\n")
     assert refused(directory) == f"active: names {new}, which is retired"
 
@@ -398,7 +398,9 @@ def test_install_takes_only_what_was_asked_for(
     ]
     for certificate, root, crl, said in cases:
         with pytest.raises(KeystoreError, match=said):
-            keystore.install(directory, certificate, root=root, root_crl=crl, passphrase=secret)
+            keystore.install(
+                directory, certificate, root=root, root_crl=crl, passphrase=secret, now=NOW
+            )
         assert tree(directory) == before
 
 
@@ -477,3 +479,36 @@ def test_prepared_issuers_are_issuers(directory: Path, authorities: Authorities)
     add_intermediate(directory, kind=KeyType.P384)
     loaded = keystore.load(directory, secret, urls=URLS)
     assert all(isinstance(each, Issuer) for each in loaded.others)
+
+
+def test_a_survey_needs_no_passphrase(directory: Path, authorities: Authorities) -> None:
+    """Root, its list and every authority with state, end and how its key is kept."""
+    old = keystore.authority_id(authorities.active.certificate)
+    new = add_intermediate(directory)
+    last = add_intermediate(directory)
+
+    def states() -> dict[str, tuple[str, str]]:
+        return {
+            each.id: (each.state, each.key)
+            for each in keystore.survey(directory)
+            if each.kind == "authority"
+        }
+
+    encrypted = "encrypted"
+    assert states() == {
+        old: ("active", encrypted),
+        new: ("prepared", encrypted),
+        last: ("prepared", encrypted),
+    }
+    keystore.activate(directory, new, now=NOW)
+    keystore.retire(directory, old, now=NOW)
+    keystore.activate(directory, last, now=NOW)
+    assert states() == {
+        old: ("retired", "removed"),
+        new: ("rotated-out", encrypted),
+        last: ("active", encrypted),
+    }
+    found = keystore.survey(directory)
+    assert [each.kind for each in found] == ["root", "root-crl"] + ["authority"] * 3
+    assert found[0].not_after == authorities.root.not_valid_after_utc
+    assert found[2].id == last

@@ -183,7 +183,7 @@ def test_an_authority_in_a_token_lives_in_the_key_store(
     assert new
     root = keystore.read_root(offline)
     crl = keystore.read_root_crl(offline, root)
-    assert keystore.install(server, certificate, root=root, root_crl=crl, passphrase=pin)
+    assert keystore.install(server, certificate, root=root, root_crl=crl, passphrase=pin, now=NOW)
     assert not list(server.rglob("key.pem"))
     authorities = keystore.load(server, pin, urls=Urls())
     key = generate_key()
