@@ -311,16 +311,22 @@ class Bench:
         self.context.load_cert_chain(stand.etc / "pki" / f"host-{stand.host}.pem")
         self.length = 0
 
-    def ours(self) -> tuple[Round, Round]:
-        """A storm of instances that no worker knows, and one of the same instances after it."""
+    def ours(self) -> Round:
+        """A storm after a start of the service: no page of these instances has been made yet."""
+        with self._serving(self.stand.start_gunicorn()) as (client, workers):
+            self._warm_up(client, trivial=False)
+            storm = self._storm(client, workers, trivial=False)
+        if not self.length:
+            self.length = int(statistics.median(storm.outcome.lengths))
+        return storm
+
+    def further(self) -> tuple[Round, Round]:
+        """A storm of instances that no worker has ever seen, and one of the same after it."""
         with self._serving(self.stand.start_gunicorn()) as (client, workers):
             self._warm_up(client, trivial=False)
             forget(self.stand)
-            cold = self._storm(client, workers, trivial=False)
-            warm = self._storm(client, workers, trivial=False)
-        if not self.length:
-            self.length = int(statistics.median(cold.outcome.lengths))
-        return cold, warm
+            new = self._storm(client, workers, trivial=False)
+            return new, self._storm(client, workers, trivial=False)
 
     def trivial(self) -> Round:
         """The same requests to the trivial application."""
@@ -369,11 +375,19 @@ class _Serving:
 
 
 def results_of(
-    cold: Sequence[Round], warm: Sequence[Round], trivial: Sequence[Round]
+    ours: Sequence[Round],
+    new: Sequence[Round],
+    again: Sequence[Round],
+    trivial: Sequence[Round],
 ) -> dict[str, float]:
     """The numbers of the rounds: medians, and medians of each round's ratio to its neighbour."""
     results: dict[str, float] = {}
-    for name, rounds in (("storm", cold), ("storm.warm", warm), ("storm.trivial", trivial)):
+    for name, rounds in (
+        ("storm", ours),
+        ("storm.new", new),
+        ("storm.again", again),
+        ("storm.trivial", trivial),
+    ):
         outcomes = [each.outcome for each in rounds]
         middle = statistics.median
         results |= {
@@ -406,7 +420,12 @@ def results_of(
 
 def show(results: dict[str, float]) -> None:
     """Print the table."""
-    columns = (("first boot", "storm"), ("again", "storm.warm"), ("trivial", "storm.trivial"))
+    columns = (
+        ("first boot", "storm"),
+        ("trivial", "storm.trivial"),
+        ("unknown", "storm.new"),
+        ("again", "storm.again"),
+    )
     rows = (
         ("requests per second", "rate", "{:.0f}"),
         ("  ratio to trivial", "rate_ratio", "{:.3f}"),
@@ -428,8 +447,9 @@ def show(results: dict[str, float]) -> None:
 
 def run(*, instances: int, rounds: int, workers: int, connections: int) -> dict[str, float]:
     """Run the storms, print a table; returns the numbers by their dotted names."""
-    cold: list[Round] = []
-    warm: list[Round] = []
+    ours: list[Round] = []
+    new: list[Round] = []
+    again: list[Round] = []
     trivial: list[Round] = []
     with Stand(workers=workers) as stand:
         # Each round starts a gunicorn of its own.
@@ -441,20 +461,20 @@ def run(*, instances: int, rounds: int, workers: int, connections: int) -> dict[
             f" {connections} connections, {workers} workers, {rounds} rounds"
         )
         for number in range(rounds):
-            first, again = bench.ours()
-            other = bench.trivial()
-            cold.append(first)
-            warm.append(again)
-            trivial.append(other)
-            print(
-                f"round {number + 1}: ours {first.outcome.rate:.0f}/s {first.cpu_us:.0f} us,"
-                f" again {again.outcome.rate:.0f}/s {again.cpu_us:.0f} us,"
-                f" trivial {other.outcome.rate:.0f}/s {other.cpu_us:.0f} us",
-                flush=True,
+            ours.append(bench.ours())
+            trivial.append(bench.trivial())
+            for storms, storm in zip((new, again), bench.further(), strict=True):
+                storms.append(storm)
+            lasts = [storms[-1] for storms in (ours, trivial, new, again)]
+            titles = ("ours", "trivial", "unknown", "again")
+            said = (
+                f"{title} {storm.outcome.rate:.0f}/s {storm.cpu_us:.0f} us"
+                for title, storm in zip(titles, lasts, strict=True)
             )
-            for error in (first.outcome.errors + again.outcome.errors + other.outcome.errors)[:5]:
+            print(f"round {number + 1}: {', '.join(said)}", flush=True)
+            for error in [error for storm in lasts for error in storm.outcome.errors][:5]:
                 print(f"  wrong: {error}")
-        results = results_of(cold, warm, trivial)
+        results = results_of(ours, new, again, trivial)
         results["metadata.storm.instances"] = float(instances)
         results["metadata.storm.requests"] = float(requests)
         results["metadata.storm.workers"] = float(workers)
