@@ -21,7 +21,8 @@ def show(style: str) -> None:
     """List every rule with the groups that pass it.
 
     Groups are the O values of a client certificate. `project` stands for mooring:project:ID of the
-    object's own project, `host` for the host that carries the instance.
+    object's own project, `host` for the host that carries the instance, `owner` for whom a
+    certificate names or who made a token, `profile` for those whom profiles.toml names.
 
     \b
     Examples:

@@ -183,6 +183,74 @@ METADATA = [
     ),
 ]
 
+
+class _PublicURL(types.String):
+    def __call__(self, value: Any) -> str:
+        text = str(super().__call__(value))
+        # RFC 5280 section 8: fetching a list over TLS would need the verification that it serves
+        if text and not re.fullmatch(r"http://[a-z0-9.\[\]:-]{1,260}(/[A-Za-z0-9._~/-]*)?", text):
+            raise ValueError("is not http://NAME[:PORT][/PATH]")
+        return text.rstrip("/")
+
+
+class _OptionalURL(_DatabaseURL):
+    def __call__(self, value: Any) -> str:
+        return super().__call__(value) if value else ""
+
+
+CA = [
+    cfg.StrOpt(
+        "directory",
+        default="/etc/mooring/ca",
+        help="Where `mooring ca` has put the authorities' certificates and keys.",
+    ),
+    cfg.StrOpt(
+        "passphrase_file",
+        default="",
+        help="File with the passphrase of the keys (or the PIN of the token), readable by nobody "
+        "else; empty: systemd's credential, if there is one.",
+    ),
+    cfg.StrOpt(
+        "passphrase_credential",
+        default="ca-passphrase",
+        regex=r"^[A-Za-z0-9._-]{1,255}$",
+        help="Name of systemd's credential (LoadCredential=) with the passphrase.",
+    ),
+    cfg.StrOpt(
+        "profiles",
+        default="/etc/mooring/profiles.toml",
+        help="The profiles that are offered and to whom; empty for those that are built in.",
+    ),
+    cfg.Opt(
+        "public_url",
+        type=_PublicURL(),
+        default="",
+        help="http://NAME[:PORT] under which everybody reaches the lists, the authorities' "
+        "certificates and OCSP; it is written into every certificate. Empty: nothing is written.",
+    ),
+    cfg.Opt(
+        "database_url",
+        type=_OptionalURL(),
+        default="",
+        secret=True,
+        help="A database of its own for the certificate service; empty for that of [database].",
+    ),
+    cfg.IntOpt(
+        "token_lifetime",
+        default=3600,
+        min=60,
+        max=31_536_000,
+        help="Seconds for which an enrolment token can be used if its maker does not say.",
+    ),
+    cfg.IntOpt(
+        "token_greatest_lifetime",
+        default=604_800,
+        min=60,
+        max=31_536_000,
+        help="The most seconds that the maker of a token may say.",
+    ),
+]
+
 ACME = [
     cfg.StrOpt(
         "external_url",
@@ -260,6 +328,7 @@ OPTIONS: dict[str, list[Any]] = {
     "database": DATABASE,
     "log": LOG,
     "metadata": METADATA,
+    "ca": CA,
     "acme": ACME,
 }
 

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import webob
 from routes import Mapper
@@ -49,34 +49,40 @@ class Request(webob.Request):
         body = self.body_file.read(limit + 1)
         if len(body) > limit:
             raise Failure(413, f"the body may have at most {limit} bytes")
-        try:
-            text = body.decode("utf-8")
-        except UnicodeDecodeError:
-            raise Failure(400, "the body is not UTF-8", field="") from None
-        if _depth(text) > NESTING_LIMIT:
-            raise Failure(400, f"the body is nested deeper than {NESTING_LIMIT}", field="")
-        try:
-            value = json.loads(
-                text,
-                object_pairs_hook=_unique,
-                parse_constant=_no_constant,
-                parse_float=_finite,
-                parse_int=_bounded,
-            )
-        except _Refused as error:
-            raise Failure(400, str(error), field=error.field) from None
-        except ValueError as error:
-            where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise Failure(400, f"the body is not JSON{where}", field="") from None
-        if not isinstance(value, dict):
-            raise Failure(400, "the body must be a JSON object", field="")
-        for text in _texts(value):
-            # PostgreSQL's text cannot hold either, so nothing of ours does
-            if "\x00" in text:
-                raise Failure(400, "the body holds the character U+0000", field="")
-            if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-                raise Failure(400, "the body holds an unpaired surrogate", field="")
-        return value
+        return parse_object(body)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that these bytes are, as ``Request.json_object`` reads it; Failure 400."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Failure(400, "the body is not UTF-8", field="") from None
+    # counting is a hundred times as fast as walking, and hardly a body has so many brackets
+    if text.count("{") + text.count("[") > NESTING_LIMIT and _depth(text) > NESTING_LIMIT:
+        raise Failure(400, f"the body is nested deeper than {NESTING_LIMIT}", field="")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
+        )
+    except _Refused as error:
+        raise Failure(400, str(error), field=error.field) from None
+    except ValueError as error:
+        where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise Failure(400, f"the body is not JSON{where}", field="") from None
+    if not isinstance(value, dict):
+        raise Failure(400, "the body must be a JSON object", field="")
+    for each in _texts(value):
+        # PostgreSQL's text cannot hold either, so nothing of ours does
+        if "\x00" in each:
+            raise Failure(400, "the body holds the character U+0000", field="")
+        if not each.isascii() and any("\ud800" <= c <= "\udfff" for c in each):
+            raise Failure(400, "the body holds an unpaired surrogate", field="")
+    return value
 
 
 class _Refused(ValueError):
@@ -148,7 +154,8 @@ def _depth(text: str) -> int:
     return deepest
 
 
-Handler = Callable[[Request, Mapping[str, str]], webob.Response]
+Handler = Callable[[Request, Mapping[str, str]], WSGIApplication]
+"""What answers a request: a webob.Response, or any other WSGI application."""
 
 
 class Router:

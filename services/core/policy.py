@@ -1,7 +1,9 @@
 """Who may do what: one table of rules, and the one function that applies it.
 
-A rule lists the groups that pass it. Two of them are relative: ``project`` is the group of the
-project that the object belongs to, ``host`` the host whose certificate asks for what it carries.
+A rule lists the groups that pass it. Some of them are relative: ``project`` is the group of the
+project that the object belongs to, ``host`` the host whose certificate asks for what it carries,
+``owner`` whom a certificate names or who made a token, ``profile`` those whom the certificate
+service's profiles.toml names.
 """
 
 from collections.abc import Mapping
@@ -12,6 +14,8 @@ from services.core.identity import ADMINS, HOSTS, OPERATORS, PROJECT_PREFIX, Cli
 
 PROJECT = "project"
 HOST = "host"
+OWNER = "owner"
+PROFILE = "profile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,16 @@ RULES: Mapping[str, Rule] = {
         _rule("instance:delete", "delete an instance", ADMINS, OPERATORS, PROJECT),
         _rule("instance:place", "say which host carries an instance", ADMINS, OPERATORS),
         _rule("instance:password", "read or reset an instance's password", ADMINS, PROJECT),
+        _rule("certificate:issue", "ask for a certificate of a profile", ADMINS, PROFILE),
+        _rule("certificate:list", "list certificates", ADMINS, OPERATORS, OWNER),
+        _rule("certificate:show", "read a certificate and its state", ADMINS, OPERATORS, OWNER),
+        _rule("certificate:renew", "renew a certificate", ADMINS, OWNER),
+        _rule("certificate:revoke", "revoke or hold a certificate", ADMINS, OPERATORS, OWNER),
+        _rule("certificate:release", "release a held certificate", ADMINS, OPERATORS),
+        _rule("token:create", "make an enrolment token for a profile", ADMINS, PROFILE),
+        _rule("token:list", "list enrolment tokens", ADMINS, OPERATORS, OWNER),
+        _rule("token:delete", "withdraw an enrolment token", ADMINS, OPERATORS, OWNER),
+        _rule("audit:read", "read the audit trail", ADMINS),
     )
 }
 
@@ -47,13 +61,17 @@ def allows(
     *,
     project_id: str | None = None,
     hosts: tuple[str | None, ...] = (),
+    owner: bool = False,
 ) -> bool:
     """Say whether the client passes a rule for an object of this project, carried by these hosts.
 
-    Without ``project_id`` or ``hosts`` the relative groups do not apply.
+    Without ``project_id``, ``hosts`` or ``owner`` the relative groups do not apply; ``profile`` is
+    the certificate service's to apply.
     """
     groups = RULES[rule_name].groups
     if not groups.isdisjoint(client.groups):
+        return True
+    if OWNER in groups and owner:
         return True
     if (
         PROJECT in groups
@@ -70,11 +88,12 @@ def enforce(
     *,
     project_id: str | None = None,
     hosts: tuple[str | None, ...] = (),
+    owner: bool = False,
 ) -> ClientIdentity:
     """Return the client if it passes the rule; raises Failure 401 or 403."""
     if client is None:
         raise Failure(401, "a client certificate is required")
-    if not allows(rule_name, client, project_id=project_id, hosts=hosts):
+    if not allows(rule_name, client, project_id=project_id, hosts=hosts, owner=owner):
         raise Failure(403, f"{client.user} may not {RULES[rule_name].description} here")
     return client
 
@@ -90,4 +109,15 @@ def projects_of(client: ClientIdentity) -> tuple[str, ...]:
     )
 
 
-__all__ = ["HOST", "HOSTS", "PROJECT", "RULES", "Rule", "allows", "enforce", "projects_of"]
+__all__ = [
+    "HOST",
+    "HOSTS",
+    "OWNER",
+    "PROFILE",
+    "PROJECT",
+    "RULES",
+    "Rule",
+    "allows",
+    "enforce",
+    "projects_of",
+]
