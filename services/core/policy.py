@@ -50,6 +50,9 @@ RULES: Mapping[str, Rule] = {
         _rule("token:create", "make an enrolment token for a profile", ADMINS, PROFILE),
         _rule("token:list", "list enrolment tokens", ADMINS, OPERATORS, OWNER),
         _rule("token:delete", "withdraw an enrolment token", ADMINS, OPERATORS, OWNER),
+        _rule("acme-key:create", "make a key for external ACME accounts", ADMINS, OPERATORS),
+        _rule("acme-key:list", "list keys for external ACME accounts", ADMINS, OPERATORS),
+        _rule("acme-key:delete", "withdraw a key for external ACME accounts", ADMINS, OPERATORS),
         _rule("audit:read", "read the audit trail", ADMINS),
     )
 }

@@ -8,18 +8,21 @@ the errors filter.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
-from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import structlog
 import webob
 from cryptography import x509
 
 from services.ca.acme import jws, states
+from services.ca.acme.certificates import AuthorityCertificates
+from services.ca.acme.challenges import Resolver, Validator
 from services.ca.acme.nonces import Nonces
 from services.ca.acme.orders import LOOK_AGAIN, Caller, Certificates, Finalizer, Policy
 from services.ca.acme.problems import MEDIA_TYPE, Problem
@@ -34,9 +37,13 @@ from services.ca.acme.store import (
 )
 from services.ca.acme.validation import Checks, Validation
 from services.ca.keys import accept_public_key
+from services.ca.profile_file import Offer
+from services.ca.profiles import Profile, Subject
 from services.ca.refusal import Refused
+from services.ca.service import build
+from services.core.config import ConfigError
 from services.core.database import Conflict, Unavailable
-from services.core.deploy import require_gatekeeper
+from services.core.deploy import check_once, require_gatekeeper
 from services.core.edge import RETRY_AFTER, Request, Router, json_response
 from services.core.errors import Failure
 
@@ -699,3 +706,58 @@ def _retry(challenges: Iterable[Challenge]) -> list[tuple[str, str]]:
 
 def _shown(when: datetime) -> str:
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def app_factory(global_conf: dict[str, str], *, config: str) -> WSGIApplication:
+    """Build the application for paste; `config` is the path of mooring.conf.
+
+    Raises ConfigError as `services.ca.service.build` does, and for an [acme] that cannot work.
+    """
+    check_once(global_conf)
+    service = build(config)
+    options = service.conf.acme
+    if not options.external_url:
+        return _Off()
+    profiles = acme_profiles(service.authority.offers)
+    if options.profile not in profiles:
+        given = ", ".join(sorted(profiles)) or "none"
+        raise ConfigError(
+            f"{config}: option profile in [acme]: {options.profile} is not given over ACME"
+            f" (those are: {given})"
+        )
+    store = Store(service.ledger.database)
+    checks = Validator(
+        Resolver(options.resolver),
+        tuple(ipaddress.ip_network(each) for each in options.allowed_networks),
+        options.http_port,
+        options.tls_port,
+    )
+    settings = Settings(
+        external_url=options.external_url,
+        external_account_required=options.external_account_required,
+        nonce_lifetime=timedelta(seconds=options.nonce_lifetime),
+        order_lifetime=timedelta(seconds=options.order_lifetime),
+        orders_per_hour=options.orders_per_hour,
+        accounts_per_hour=options.accounts_per_hour,
+        terms_of_service=options.terms_of_service,
+    )
+    certificates = AuthorityCertificates(service.authority)
+    return Acme(settings, store, certificates, Policy(store, profiles, options.profile), checks)
+
+
+def acme_profiles(offers: Mapping[str, Offer]) -> dict[str, Profile]:
+    """The profiles that are given over ACME, by name."""
+    return {
+        name: offer.profile
+        for name, offer in offers.items()
+        # a subject name would not have been validated
+        if offer.acme and offer.profile.subject is Subject.NONE
+    }
+
+
+class _Off:
+    """What stands there while [acme] external_url is empty."""
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        require_gatekeeper(environ)
+        raise Failure(404, "ACME is not set up here")
