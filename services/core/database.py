@@ -17,6 +17,7 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from alembic import command
@@ -225,7 +226,7 @@ def _alembic() -> Config:
 def _make_engine(url: URL, *, create: bool) -> Engine:
     path = sqlite_path(url)
     if path is None:
-        return create_engine(
+        engine = create_engine(
             url,
             pool_size=2,
             max_overflow=8,
@@ -239,6 +240,14 @@ def _make_engine(url: URL, *, create: bool) -> Engine:
                 "tcp_user_timeout": 5000,
             },
         )
+        # Here, because psycopg is an extra
+        from services.core.postgresql import Connection as Bounded
+
+        @event.listens_for(engine, "do_connect")
+        def bounded(_dialect: object, _record: object, arguments: Any, values: Any) -> Bounded:
+            return Bounded.connect(*arguments, **values)
+
+        return engine
 
     def connect() -> sqlite3.Connection:
         # mode=rw: a missing file is an error to report, never an empty database made in silence
