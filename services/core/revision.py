@@ -1,14 +1,17 @@
 """What changed since the last look, cheaply enough to be asked before every answer.
 
-On SQLite the look is ``PRAGMA data_version``, which moves when another connection commits: some
-microseconds and no query. On PostgreSQL a thread waits for notifications, with a poll behind it
-because a notification may be lost; the look is then a read of two attributes. Correctness rests on
-the change rows alone: whatever woke us, we read the rows after the revision that we know.
+On SQLite the look is at the head of the database's shared memory, which every commit changes, and
+only then at ``PRAGMA data_version``: no query, and as a rule no system call but a stat. On
+PostgreSQL a thread waits for notifications, with a poll behind it because a notification may be
+lost; the look is then a read of two attributes. Correctness rests on the change rows alone:
+whatever woke us, we read the rows after the revision that we know.
 """
 
 import contextlib
+import mmap
 import os
 import sqlite3
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -102,6 +105,34 @@ class RevisionWatch:
         self._pid = 0
 
 
+WAL_INDEX_HEAD = 48
+"""Bytes of a WAL index's head: format, counter of changes, frames, salts, checksum. A commit is
+visible to readers when it stands there (https://www.sqlite.org/walformat.html, 2.1)."""
+
+WAL_INDEX_FORMAT = 3007000
+"""The only format of a WAL index so far, the first number in its head."""
+
+_wal_indexes: dict[tuple[int, int], tuple[int, mmap.mmap]] = {}
+# By device and inode, with the descriptor. Never closed: closing any descriptor of a file drops the
+# locks that SQLite holds on it for this process (https://www.sqlite.org/howtocorrupt.html, 2.2).
+
+
+def _wal_index(path: Path) -> mmap.mmap | None:
+    """The shared memory of an open database in WAL mode; None if it is not as we know it."""
+    name = f"{path}-shm"
+    try:
+        found = os.stat(name)  # noqa: PTH116 - as the descriptor below
+        place = (found.st_dev, found.st_ino)
+        if place not in _wal_indexes:
+            descriptor = os.open(name, os.O_RDONLY)
+            index = mmap.mmap(descriptor, mmap.PAGESIZE, prot=mmap.PROT_READ)
+            _wal_indexes[place] = (descriptor, index)
+    except (OSError, ValueError):
+        return None
+    known = _wal_indexes[place][1]
+    return known if int.from_bytes(known[:4], sys.byteorder) == WAL_INDEX_FORMAT else None
+
+
 class _SQLiteHint:
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -109,6 +140,9 @@ class _SQLiteHint:
         self._inode = 0
         self._opened = 0
         self._connection: sqlite3.Connection | None = None
+        self._index: mmap.mmap | None = None
+        self._head = b""
+        self._mark: object = None
         self._lock = threading.Lock()
 
     def mark(self) -> object:
@@ -116,6 +150,10 @@ class _SQLiteHint:
             now = inode(self._name)
             if now == 0:
                 raise Unavailable("the database file is not there")
+            head = b"" if self._index is None else self._index[:WAL_INDEX_HEAD]
+            if head and head == self._head and now == self._inode:
+                return self._mark
+            opened = False
             try:
                 if self._connection is None or now != self._inode:
                     self.close()
@@ -127,14 +165,22 @@ class _SQLiteHint:
                     )
                     self._inode = now
                     self._opened += 1
+                    opened = True
                 version = self._connection.execute("PRAGMA data_version").fetchone()[0]
+                if opened:
+                    # There once the database has been read, and while our connection is open.
+                    self._index = _wal_index(self._path)
             except sqlite3.Error as error:
                 self.close()
                 raise Unavailable(type(error).__name__) from error
+            # The head was read before the version: what came between is seen at the next look.
+            self._head = head
             # data_version is comparable within one connection only
-            return (self._opened, version)
+            self._mark = (self._opened, version)
+            return self._mark
 
     def close(self) -> None:
+        self._index, self._head = None, b""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

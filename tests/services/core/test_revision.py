@@ -1,5 +1,7 @@
 """What a reader is told of changes, on both engines."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +99,62 @@ def test_sqlite_sees_a_commit_at_the_very_next_look(sqlite_url: str) -> None:
     for turn in range(50):
         change(database, str(turn))
         assert watch.poll().objects == {("instance", str(turn))}
+    watch.close()
+    database.close()
+
+
+WRITER = """
+import sys
+from services.core.database import Database
+database = Database(sys.argv[1])
+for line in sys.stdin:
+    with database.write() as writer:
+        writer.changed("instance", line.strip(), "put", "host:a")
+    print("done", flush=True)
+"""
+
+
+def test_sqlite_sees_another_process_at_the_very_next_look(sqlite_url: str) -> None:
+    """The same for a writer elsewhere; between writes the look says that nothing changed."""
+    database = Database(sqlite_url)
+    watch = RevisionWatch(database)
+    watch.poll()
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, sqlite_url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    ) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        # Beyond 1000 pages SQLite starts its log anew, which changes the shared memory otherwise.
+        for turn in range(300):
+            writer.stdin.write(f"{turn}\n")
+            writer.stdin.flush()
+            assert writer.stdout.readline() == "done\n"
+            assert watch.poll().objects == {("instance", str(turn))}
+            assert watch.poll() == NOTHING
+        writer.stdin.close()
+    # The writer was the last of its process; its end takes nothing from us.
+    change(database, "after")
+    assert watch.poll().objects == {("instance", "after")}
+    watch.close()
+    database.close()
+
+
+def test_sqlite_without_its_shared_memory_is_asked(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the shared memory is not as we know it, every look asks the database."""
+    monkeypatch.setattr(revision, "WAL_INDEX_FORMAT", 0)
+    database = Database(sqlite_url)
+    watch = RevisionWatch(database)
+    watch.poll()
+    for turn in range(5):
+        change(database, str(turn))
+        assert watch.poll().objects == {("instance", str(turn))}
+        assert watch.poll() == NOTHING
     watch.close()
     database.close()
 
