@@ -27,7 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from services.ca import audit
+from services.ca import audit, keystore
 from services.ca.files import certificates_pem
 from services.ca.issue import prepare, random_serial
 from services.ca.keys import PublicKey, key_identifier
@@ -118,15 +118,25 @@ class Actor:
     via: str
     profile: str = ""
 
+    @property
+    def label(self) -> str:
+        """What the ledger and the trail call it: "client:alice", "host:node-1.example".
+
+        With the profile, for a host may be named as a user is; others have a name that says so.
+        """
+        name = f"{self.profile}:{self.name}" if self.profile else self.name
+        return name[:255]
+
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A certificate that the ledger has, and what is sent behind it (without the root)."""
+    """A certificate that the ledger has as `record`, and what is sent behind it (not the root)."""
 
     authority_id: str
     serial: int
     certificate: x509.Certificate
     chain: tuple[x509.Certificate, ...]
+    record: Record
 
     def pem_chain(self) -> bytes:
         """The leaf and its chain in PEM, the leaf first."""
@@ -153,8 +163,12 @@ class Authority:
         self.ledger = ledger
         self.offers = offers
         self.clock = clock
-        self.issuers = {authority_id(issuer): issuer for issuer in authorities.all()}
-        self.active_id = authority_id(authorities.active)
+        # called with the authority's id after each change of a status is committed; never raises
+        self.on_change: Callable[[str], None] = lambda _authority_id: None
+        self.issuers = {
+            keystore.authority_id(issuer.certificate): issuer for issuer in authorities.all()
+        }
+        self.active_id = keystore.authority_id(authorities.active.certificate)
         self._registered = False
 
     def register(self) -> None:
@@ -222,8 +236,8 @@ class Authority:
                     raise
                 attempt += 1
         certificate = self._sign(issuer, unsigned, reservation, actor, action)
-        self._store(certificate, reservation, actor, action)
-        return Issued(chosen, serial, certificate, issuer.chain)
+        record = self._store(certificate, reservation, actor, action)
+        return Issued(chosen, serial, certificate, issuer.chain, record)
 
     def _reserve(
         self, reservation: Reservation, actor: Actor, within: Within | None, action: str
@@ -267,7 +281,7 @@ class Authority:
 
     def _store(
         self, certificate: x509.Certificate, reservation: Reservation, actor: Actor, action: str
-    ) -> None:
+    ) -> Record:
         der = certificate.public_bytes(Encoding.DER)
         fingerprint = hashlib.sha256(der).hexdigest()
         detail = {"fingerprint": fingerprint, "serial": reservation.serial}
@@ -279,6 +293,7 @@ class Authority:
             if not stored:
                 raise SigningFailed("the certificate was revoked before it was stored")
             self.ledger.append(writer.connection, [entry])
+        return reservation.issued(fingerprint)
 
     def renew(
         self,
@@ -317,11 +332,15 @@ class Authority:
         """
         if reason not in REASONS:
             raise Refused("/reason", f"{shown(reason)} is not one of {', '.join(REASONS)}")
-        return self._change(authority_id, serial, state_for(reason), reason, actor, "revoke")
+        status = self._change(authority_id, serial, state_for(reason), reason, actor, "revoke")
+        self.on_change(authority_id)
+        return status
 
     def release(self, authority_id: str, serial: int, actor: Actor) -> Status:
         """Make a held certificate valid again. Raises Missing, and NotPossible if it is revoked."""
-        return self._change(authority_id, serial, ISSUED, None, actor, "release")
+        status = self._change(authority_id, serial, ISSUED, None, actor, "release")
+        self.on_change(authority_id)
+        return status
 
     def _change(
         self,
@@ -385,7 +404,7 @@ class Authority:
                 digest=token_digest(secret),
                 request={"profile": profile, **bound},
                 created_at=now,
-                created_by=actor.name,
+                created_by=actor.label,
                 expires_at=now + lifetime,
             )
             detail = {
@@ -450,7 +469,7 @@ class Authority:
         certificate = x509.load_der_x509_certificate(self._der_of(record))
         issuer = self.issuers.get(record.authority_id)
         chain = issuer.chain if issuer else ()
-        return Issued(record.authority_id, int(record.serial, 16), certificate, chain)
+        return Issued(record.authority_id, int(record.serial, 16), certificate, chain, record)
 
     def delete_token(self, token: Token, actor: Actor) -> bool:
         """Withdraw a token; False if another was faster."""
@@ -490,20 +509,13 @@ class Authority:
         return entry(actor, action, decision, detail, self.clock())
 
 
-def authority_id(issuer: Issuer) -> str:
-    """The name of an authority: its subject key identifier in hex."""
-    identifier = issuer.key_id.key_identifier
-    assert identifier is not None  # noqa: S101 - for the type checker: Issuer has made it
-    return identifier.hex()
-
-
 def entry(
     actor: Actor, action: str, decision: str, detail: audit.Detail, now: datetime
 ) -> audit.Entry:
     """An entry of the audit trail for what this actor did."""
     return audit.Entry(
         timestamp(now),
-        actor.name[:255],
+        actor.label,
         actor.address[:64],
         actor.request_id[:64],
         action,
@@ -686,7 +698,7 @@ def _reservation(
         not_before=timestamp(unsigned.not_valid_before_utc),
         not_after=timestamp(unsigned.not_valid_after_utc),
         created_at=timestamp(now),
-        requested_by=actor.name[:255],
+        requested_by=actor.label,
     )
 
 

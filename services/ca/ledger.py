@@ -39,7 +39,7 @@ from sqlalchemy.sql import Delete, Insert, Select, Update
 
 from services.ca import audit
 from services.ca.crl import CRL_LIFETIME, Revocation
-from services.ca.states import HELD, ISSUED, PENDING, REASONS, REVOKED, STATES, UNKNOWN
+from services.ca.states import EXPIRED, HELD, ISSUED, PENDING, REASONS, REVOKED, UNKNOWN
 from services.core import schema
 from services.core.database import Conflict, Database
 
@@ -88,6 +88,27 @@ class Reservation:
     created_at: str
     requested_by: str
 
+    def issued(self, fingerprint: str) -> Record:
+        """The record that it is once the certificate is stored."""
+        return Record(
+            self.authority_id,
+            self.serial,
+            ISSUED,
+            self.profile,
+            self.subject,
+            self.common_name,
+            self.names,
+            self.key_id,
+            fingerprint,
+            self.not_before,
+            self.not_after,
+            self.created_at,
+            self.requested_by,
+            None,
+            None,
+            None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -129,7 +150,8 @@ class Search:
     """What a list is narrowed to; None is no bound.
 
     `subject` is a part of the subject, case aside; `name` an alternative name or the common name,
-    whole; `owner` is (profile, common name).
+    whole; `state` one of the ledger's or "expired", which the others but pending and revoked then
+    are not; `owner` (profile, common name) of whom it names or who asked for it.
     """
 
     subject: str | None = None
@@ -372,16 +394,14 @@ class Ledger:
         )
 
     def search(
-        self, search: Search, *, limit: int, before: tuple[str, str] | None = None
+        self, search: Search, *, now: datetime, limit: int, before: tuple[str, str] | None = None
     ) -> list[Record]:
         """Certificates, the newest first; `before` is (created_at, serial) of the last one seen.
 
         Pending ones are found only if that state is asked for.
         """
         table = _CERTIFICATE
-        conditions: list[ColumnElement[bool]] = [
-            table.c.state == search.state if search.state in STATES else table.c.state != PENDING
-        ]
+        conditions = _in_state(search.state, timestamp(now))
         if search.subject is not None:
             lower = func.lower(table.c.subject)
             conditions.append(lower.contains(search.subject.lower(), autoescape=True))
@@ -392,8 +412,13 @@ class Ledger:
         if search.expires_before is not None:
             conditions.append(table.c.not_after < search.expires_before)
         if search.owner is not None:
-            conditions.append(table.c.profile == search.owner[0])
-            conditions.append(table.c.common_name == search.owner[1])
+            profile, common_name = search.owner
+            conditions.append(
+                or_(
+                    and_(table.c.profile == profile, table.c.common_name == common_name),
+                    table.c.requested_by == f"{profile}:{common_name}",
+                )
+            )
         if before is not None:
             conditions.append(tuple_(table.c.created_at, table.c.serial) < tuple_(*before))
         with self.database.read() as connection:
@@ -404,6 +429,18 @@ class Ledger:
                 .limit(limit)
             ).all()
         return [_record(row) for row in rows]
+
+    def living(self, authority_id: str, now: datetime) -> tuple[int, str]:
+        """How many certificates of an authority are valid or held now, and the end of the last."""
+        table = _CERTIFICATE
+        query = select(func.count(), func.max(table.c.not_after)).where(
+            table.c.authority_id == authority_id,
+            table.c.state != REVOKED,
+            table.c.not_after >= timestamp(now),
+        )
+        with self.database.read() as connection:
+            count, last = connection.execute(query).one()
+        return int(count), last or ""
 
     # ---- revoking ----------------------------------------------------------------------------
 
@@ -811,6 +848,16 @@ def _record(row: Any) -> Record:
         reason=row.reason,
         status_number=None if row.status_number is None else int(row.status_number),
     )
+
+
+def _in_state(state: str | None, now: str) -> list[ColumnElement[bool]]:
+    table = _CERTIFICATE
+    if state is None:
+        return [table.c.state != PENDING]
+    if state == EXPIRED:
+        return [table.c.state.in_((ISSUED, HELD)), table.c.not_after < now]
+    alive = [table.c.not_after >= now] if state in (ISSUED, HELD) else []
+    return [table.c.state == state, *alive]
 
 
 def _named(name: str) -> ColumnElement[bool]:

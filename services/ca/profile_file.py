@@ -42,6 +42,9 @@ PURPOSES: Mapping[str, x509.ObjectIdentifier] = {
     "OCSPSigning": ExtendedKeyUsageOID.OCSP_SIGNING,
 }
 
+RESERVED = frozenset({"token", "acme", "command"})
+"""No names of profiles: the ledger calls who asked "PROFILE:NAME", and these are other askers."""
+
 _SPAN = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -129,6 +132,8 @@ def parse(text: str) -> dict[str, Offer]:
             raise ProfileError(
                 f"[profile.{name}]: a name is a-z, 0-9 and hyphens, at most 32 characters"
             )
+        if name in RESERVED:
+            raise ProfileError(f"[profile.{name}]: this name is reserved")
         if not isinstance(table, dict):
             raise ProfileError(f"profile.{name}: is not a section")
         offers[name] = _offer(name, table)

@@ -16,7 +16,8 @@ from cryptography import x509
 PENDING, ISSUED, HELD, REVOKED = "pending", "issued", "held", "revoked"
 UNKNOWN = "unknown"
 
-STATES = (PENDING, ISSUED, HELD, REVOKED)
+EXPIRED = "expired"
+"""What an issued or held certificate is called after its end; no row says it."""
 
 TRANSITIONS: frozenset[tuple[str, str]] = frozenset(
     {
