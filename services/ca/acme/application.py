@@ -717,7 +717,7 @@ def app_factory(global_conf: dict[str, str], *, config: str) -> WSGIApplication:
     service = build(config)
     options = service.conf.acme
     if not options.external_url:
-        return _Off()
+        return _off
     profiles = acme_profiles(service.authority.offers)
     if options.profile not in profiles:
         given = ", ".join(sorted(profiles)) or "none"
@@ -755,9 +755,7 @@ def acme_profiles(offers: Mapping[str, Offer]) -> dict[str, Profile]:
     }
 
 
-class _Off:
+def _off(environ: WSGIEnvironment, _start_response: StartResponse) -> Iterable[bytes]:
     """What stands there while [acme] external_url is empty."""
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        require_gatekeeper(environ)
-        raise Failure(404, "ACME is not set up here")
+    require_gatekeeper(environ)
+    raise Failure(404, "ACME is not set up here")

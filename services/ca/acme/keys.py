@@ -48,10 +48,10 @@ def key_routes(
         client = enforce("acme-key:create", request.client)
         try:
             rules = parse_rules(request.json_object(BODY_LIMIT))
-            if rules.profile is not None and rules.profile not in known:
-                raise Refused("/profile", "is not given over ACME")
         except Refused as refused:
             raise Failure(400, refused.reason, field=refused.field) from None
+        if rules.profile is not None and rules.profile not in known:
+            raise Failure(400, "is not given over ACME", field="/profile")
         made, secret = store.create_external_key(rules, created_by=client.user, now=clock())
         note(request, client, "acme-key-create", {"key_id": made.id, **rules.document()})
         document = {**shown(made), "key": jws.encode(secret)}
