@@ -236,6 +236,27 @@ CA = [
         help="A database of its own for the certificate service; empty for that of [database].",
     ),
     cfg.IntOpt(
+        "crl_interval",
+        default=86_400,
+        min=60,
+        max=302_400,
+        help="Seconds after which new revocation lists are made if nothing was revoked; a "
+        "revocation is published at once. Complete lists hold for 7 days, deltas for two "
+        "intervals.",
+    ),
+    cfg.StrOpt(
+        "crl_file",
+        default="",
+        help="Absolute path of the file that NGINX's ssl_crl names; the service keeps it up to "
+        "date. Its directory must be writable by the service. Empty: none is written.",
+    ),
+    cfg.StrOpt(
+        "crl_reload",
+        default="",
+        help="Command, run without a shell, that makes NGINX read crl_file after it changed, such "
+        "as `nginx -s reload`. Empty: something else does it (docs/revocation.md).",
+    ),
+    cfg.IntOpt(
         "token_lifetime",
         default=3600,
         min=60,
