@@ -17,7 +17,7 @@ def group() -> None:
 
 @group.command(short_help="Check a mooring.conf or a paste file.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--build", is_flag=True, help="Also make our filters, which reads their secrets.")
+@click.option("--build", is_flag=True, help="Also make filters and applications, as a start does.")
 def check(files: tuple[str, ...], build: bool) -> None:
     """Check a mooring.conf, or a paste file (*.ini): the first fault is told in one line.
 

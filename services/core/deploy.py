@@ -40,6 +40,8 @@ ALWAYS = ("request_id", "errors")
 NEEDS = {"instance_signature": ("forwarded", "client_certificate")}
 
 _ENTRIES = ("app", "application", "composite", "composit", "pipeline", "filter-app")
+# In a factory's global_conf: what it makes is thrown away, so work for later requests is in vain.
+CHECK_ONLY = "mooring_check_only"
 _COMPOSITES = ("paste.composite_factory", "paste.composit_factory")
 _COMPOSITE_MODULE = "services.core.composite"
 # The check imports what the file names; anything slower than this hangs.
@@ -132,7 +134,8 @@ def check_pipelines(
     """Raises DeployError if the file breaks a rule; `name` is the entry that will be started.
 
     Entries are `main`, `name` and every application that no other section uses. Factories are
-    imported; with `build` our filters are also made, so that a wrong value is found as well.
+    imported; with `build` our filters and applications are also made, so that a wrong value, a bad
+    mooring.conf or an old schema is found as well.
     """
     filename = os.fspath(path)
     try:
@@ -150,11 +153,12 @@ def check_pipelines(
         if started or section not in loader.referenced:
             for chain in found:
                 _check_chain(chain)
+    applications = {chain[-1].where for found in chains.values() for chain in found}
     for part in {
         part.where: part for found in chains.values() for c in found for part in c
     }.values():
         _check_keys(part)
-        if build and part.filter_name:
+        if build and (part.filter_name or (part.ours and part.where in applications)):
             _build(part)
 
 
@@ -270,9 +274,9 @@ def _check_keys(part: Part) -> None:
 
 def _build(part: Part) -> None:
     try:
-        part.factory({}, **part.conf)
-    except (ValueError, OSError) as error:
-        raise DeployError(part.where, error) from error
+        part.factory({CHECK_ONLY: "true"}, **part.conf)
+    except Exception as error:  # whatever it is would end each worker with a traceback
+        raise DeployError(part.where, error if str(error) else type(error).__name__) from error
 
 
 _checked: set[tuple[str, int]] = set()
@@ -321,7 +325,9 @@ def require_gatekeeper(environ: WSGIEnvironment) -> None:
 def main() -> None:
     """Checks the files given; one line on standard error and status 1 for the first wrong one."""
     parser = argparse.ArgumentParser(prog="python -m services.core.deploy", description=__doc__)
-    parser.add_argument("--build", action="store_true", help="also make our filters")
+    parser.add_argument(
+        "--build", action="store_true", help="also make our filters and applications"
+    )
     parser.add_argument("files", nargs="+", metavar="FILE[#NAME]")
     arguments = parser.parse_args()
     for uri in arguments.files:

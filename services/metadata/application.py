@@ -26,7 +26,7 @@ import structlog
 from services.core import log, readiness
 from services.core.config import load
 from services.core.database import Database, Unavailable
-from services.core.deploy import check_once, require_gatekeeper
+from services.core.deploy import CHECK_ONLY, check_once, require_gatekeeper
 from services.core.errors import Failure
 from services.core.identity import InstanceClaim
 from services.core.revision import RevisionWatch
@@ -315,7 +315,7 @@ def app_factory(
         stale_limit=conf.metadata.stale_limit,
     )
     readiness.register(f"metadata by {identity}", cache.unavailable)
-    if identity == "signature":
+    if identity == "signature" and CHECK_ONLY not in global_conf:
         try:
             LOG.info("warm", instances=cache.warm())
         except Unavailable as error:

@@ -1,5 +1,6 @@
 """What must not start does not start, and one line says why."""
 
+import shutil
 import subprocess
 import sys
 
@@ -10,13 +11,27 @@ from stand import Stand
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture
-def stand(tmp_path):
+@pytest.fixture(scope="module")
+def files():
     """A stand with all of its files and nothing running."""
-    with_short_path = Stand()
-    with_short_path.prepare()
-    yield with_short_path
-    with_short_path.close()
+    stand = Stand()
+    try:
+        stand.prepare()
+        for name in ("etc", "lib"):
+            shutil.copytree(stand.directory / name, stand.directory / f"{name}.kept")
+        yield stand
+    finally:
+        stand.close()
+
+
+@pytest.fixture
+def stand(files):
+    """Those files as they were, for each test to spoil."""
+    for name in ("etc", "lib"):
+        shutil.rmtree(files.directory / name)
+        shutil.copytree(files.directory / f"{name}.kept", files.directory / name)
+    yield files
+    files.stop()
 
 
 def refused(stand):
@@ -64,11 +79,13 @@ def test_the_control_starts(stand):
 def test_an_unknown_option_in_mooring_conf(stand, section, option):
     """A typo in an option or a section is named with its file."""
     path = stand.etc / "mooring.conf"
-    lines = path.read_text().replace(f"[{section}]\n", "")
-    path.write_text(f"{lines}\n[{section}]\n{option} = 1\n")
+    header, content = f"[{section}]\n", path.read_text()
+    content += "" if header in content else header
+    path.write_text(content.replace(header, f"{header}{option} = 1\n"))
     said = refused(stand)
     assert str(path) in said
-    assert option in said or section in said
+    assert f"[{section}]" in said
+    assert option in said or "unknown section" in said
 
 
 def test_a_value_that_is_none_of_the_options(stand):
