@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 
 FILES = Path(__file__).parents[3] / "etc" / "nginx"
 IDENTITIES = {"net": {"10.1.0.4": ("i-1", "p-1")}}
-SERVER_BLOCKS = ("metadata.conf", "operators.conf", "flat.conf")
+SERVER_BLOCKS = {"metadata.conf": 1, "operators.conf": 1, "flat.conf": 1, "ca.conf": 2}
 
 
 class Stand:
@@ -411,7 +411,7 @@ def test_logs_hold_no_secret(stand, pki, tools):
 def test_every_location_that_proxies_includes_the_one_snippet():
     """One proxy_set_header elsewhere, or a block that forgets a variable, would open a way in."""
     variables = set(re.findall(r"(\$mooring_\w+);", (FILES / "proxy.conf").read_text()))
-    assert len(variables) == 8
+    assert len(variables) == 9
     for file in FILES.glob("*.conf"):
         text = re.sub(r"#.*", "", file.read_text())
         proxied = text.count("proxy_pass http")
@@ -426,9 +426,10 @@ def test_every_location_that_proxies_includes_the_one_snippet():
         else:
             assert ("proxy_set_header" in text) == (file.name == "proxy.conf")
         assert proxied == text.count("include /etc/mooring/nginx/proxy.conf")
-        assert text.count("server {") == (1 if file.name in SERVER_BLOCKS else 0)
-        if file.name in SERVER_BLOCKS:
-            assert set(re.findall(r"set (\$mooring_\w+) ", text)) == variables
+        _, *blocks = text.split("server {")
+        assert len(blocks) == SERVER_BLOCKS.get(file.name, 0)
+        for block in blocks:
+            assert set(re.findall(r"set (\$mooring_\w+) ", block)) == variables
     sent = re.findall(r"proxy_set_header (\S+)", (FILES / "proxy.conf").read_text())
     assert len(sent) == len({name.lower() for name in sent})
 
