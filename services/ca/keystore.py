@@ -208,15 +208,26 @@ def read_root(directory: Path) -> x509.Certificate:
 def read_root_crl(directory: Path, root: x509.Certificate) -> x509.CertificateRevocationList:
     """Read root.crl and check that the root signed it; its dates are not judged."""
     path = directory / "root.crl"
-    data = _read(path, "make it with `mooring ca root-crl`")
-    try:
-        crl = x509.load_pem_x509_crl(data)
-        signed = crl.issuer == root.subject and crl.is_signature_valid(_any_key(root))
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise KeystoreError(path, "is no revocation list in PEM") from None
-    if not signed:
+    crl = read_crl(path)
+    if not _is_list_of(root, crl):
         raise KeystoreError(path, "is not signed by this root")
     return crl
+
+
+def read_crl(path: Path) -> x509.CertificateRevocationList:
+    """Read the one list of a PEM file; raises KeystoreError."""
+    data = _read(path, "make it with `mooring ca root-crl`")
+    try:
+        return x509.load_pem_x509_crl(data)
+    except ValueError:
+        raise KeystoreError(path, "is no revocation list in PEM") from None
+
+
+def _is_list_of(root: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
+    try:
+        return crl.issuer == root.subject and crl.is_signature_valid(_any_key(root))
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
 
 
 def read_certificate(path: Path) -> x509.Certificate:
@@ -806,7 +817,7 @@ def _check_intermediate(
 def _check_root(
     directory: Path, root: x509.Certificate, root_crl: x509.CertificateRevocationList
 ) -> None:
-    if root_crl.issuer != root.subject or not root_crl.is_signature_valid(_any_key(root)):
+    if not _is_list_of(root, root_crl):
         raise KeystoreError(directory / "root.crl", "the list given is not signed by this root")
     if (directory / "root.crt").exists() and read_root(directory) != root:
         raise KeystoreError(directory / "root.crt", "is another root than the one given")

@@ -12,6 +12,8 @@ import click
 from services.cli.settings import Settings
 
 GROUPS = {
+    "ca": ("services.cli.ca", "The certificate authority: keys, ceremonies, rotation, audit."),
+    "cert": ("services.cli.cert", "Certificates: request, renew, watch, list, show, revoke."),
     "config": ("services.cli.config", "Check configuration files before they are used."),
     "db": ("services.cli.db", "The database: bring its schema to this version."),
     "instance": ("services.cli.instance", "Instances: what they are and may read."),

@@ -1,0 +1,851 @@
+"""`mooring ca`: the authorities' keys and certificates, on the server and in the root's safe.
+
+Every command says what it wrote and what to do with it, and run twice says that it is there
+already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from services.cli.arguments import checked
+from services.cli.ca_service import acme_key, audit, token
+from services.cli.ca_site import (
+    KEY_TYPES,
+    Site,
+    database_of,
+    directory_option,
+    dry_run_option,
+    explained,
+    for_key,
+    key_type,
+    passphrase,
+    passphrase_file_option,
+    passphrase_options,
+    site,
+    span,
+    told,
+    when,
+)
+from services.cli.output import format_option, show_rows
+from services.cli.settings import CONFLICT, NOT_FOUND, Failed
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from services.ca.keystore import Surveyed, Urls
+
+ROOT_WARNING = timedelta(days=365)
+"""A new root has to reach every machine that trusts the old one."""
+
+INTERMEDIATE_WARNING = timedelta(days=60)
+"""Leaves are cut to their issuer's end, so rotate before that shortens them."""
+
+ROOT_CRL_WARNING = timedelta(days=30)
+"""Once the root's list has ended every client is refused; renewing it needs a walk to the safe."""
+
+REASONS = {
+    "unspecified": "unspecified",
+    "caCompromise": "cACompromise",
+    "superseded": "superseded",
+    "cessationOfOperation": "cessationOfOperation",
+}
+
+
+@click.group("ca")
+def group() -> None:
+    """The certificate authority: keys, ceremonies, rotation, audit.
+
+    \b
+    Examples:
+      mooring ca init Example --public-url http://ca.example:8080
+      mooring ca status
+      mooring ca rotate Example --root-directory /media/safe/root
+      mooring ca token create --profile host --name host7.example
+    """
+
+
+for _command in (audit, token, acme_key):
+    group.add_command(_command)
+
+
+def _root_directory(required: bool) -> Callable[[Any], Any]:
+    return click.option(
+        "--root-directory",
+        required=required,
+        envvar="MOORING_CA_ROOT_DIRECTORY",
+        show_envvar=True,
+        type=click.Path(file_okay=False, path_type=Path),
+        help="The root's own directory; keep it off the server.",
+    )
+
+
+_PUBLIC_URL = click.option(
+    "--public-url",
+    metavar="URL",
+    help="http address below which lists and certificates are served; written into what is "
+    "signed.  [default: [ca] public_url]",
+)
+_KEY_TYPE = click.option(
+    "--key-type",
+    "kind",
+    type=click.Choice(KEY_TYPES),
+    help="Key of the intermediate.  [default: p256]",
+)
+_ROOT_KEY_TYPE = click.option(
+    "--root-key-type",
+    "root_kind",
+    type=click.Choice(KEY_TYPES),
+    help="Key of the root.  [default: p384]",
+)
+_ROOT_PASSPHRASE = click.option(
+    "--root-passphrase-file",
+    envvar="MOORING_CA_ROOT_PASSPHRASE_FILE",
+    show_envvar=True,
+    type=click.Path(dir_okay=False),
+    help="File whose one line is the root key's passphrase.  [default: that of the server's keys]",
+)
+_LIFETIME = click.option(
+    "--lifetime", type=checked(span), metavar="TIME", help="How long it holds, such as 730d."
+)
+
+
+@group.command(short_help="Make root and intermediate in one step.")
+@click.argument("name")
+@directory_option
+@_root_directory(False)
+@_PUBLIC_URL
+@_KEY_TYPE
+@_ROOT_KEY_TYPE
+@passphrase_options
+@_ROOT_PASSPHRASE
+@dry_run_option
+def init(
+    name: str,
+    config: str | None,
+    directory: str | None,
+    root_directory: Path | None,
+    public_url: str | None,
+    kind: str | None,
+    root_kind: str | None,
+    passphrase_file: str | None,
+    no_passphrase: bool,
+    root_passphrase_file: str | None,
+    dry_run: bool,
+) -> None:
+    """Make the root NAME Root CA and the intermediate NAME Issuing CA in one step.
+
+    The root's directory (default: root/ below the CA's) is to be moved to a safe place afterwards:
+    the server never needs it. A passphrase file that does not exist is made with a random
+    passphrase. To keep the root's key off this machine from the beginning, use `mooring ca root`
+    there, and `csr`, `sign-intermediate` and `install`.
+
+    \b
+    Examples:
+      mooring ca init Example --public-url http://ca.example:8080
+      mooring ca init Example --passphrase-file /etc/mooring/ca-passphrase
+      mooring ca init Example --root-key-type rsa4096 --key-type rsa2048
+    """
+    from services.ca import keystore
+
+    where = site(config, directory)
+    keep = root_directory or where.directory / "root"
+    if (where.directory / "active").exists():
+        with explained():
+            keystore.survey(where.directory)
+        click.echo(f"already there: {where.directory}; see `mooring ca show`")
+        return
+    if dry_run:
+        click.echo(f"would make the root {name} Root CA in {keep}")
+        click.echo(f"would make an intermediate {name} Issuing CA in {where.directory}")
+        return
+    urls = _urls(where, public_url)
+    with explained():
+        secret = passphrase(
+            where, passphrase_file, what="the server's key", create=True, none=no_passphrase
+        )
+        root_secret = secret
+        if root_passphrase_file is not None and not no_passphrase:
+            root_secret = passphrase(
+                where, root_passphrase_file, what="the root's key", create=True
+            )
+        made = keystore.create(
+            where.directory,
+            name,
+            passphrase=secret,
+            urls=urls,
+            now=_present(),
+            offline=keep,
+            root_passphrase=root_secret,
+            root_kind=key_type(root_kind),
+            kind=key_type(kind),
+        )
+    _tell_root(keep)
+    told(where.directory / "root.crt", "what clients and servers trust; give it to everybody")
+    told(where.directory / "root.crl", "the root's list; NGINX needs it beside the intermediate's")
+    place = where.directory / "authorities" / keystore.authority_id(made.active.certificate)
+    told(place, "the intermediate that signs, its key encrypted" if secret else "the intermediate")
+    if not urls.crl:
+        click.echo(
+            "no --public-url: what is issued will not say where its lists are served", err=True
+        )
+
+
+@group.command(short_help="Make a root, where it will stay.")
+@click.argument("name")
+@_root_directory(True)
+@click.option(
+    "--key-type", "kind", type=click.Choice(KEY_TYPES), help="Key of the root.  [default: p384]"
+)
+@_LIFETIME
+@passphrase_options
+@dry_run_option
+def root(
+    name: str,
+    root_directory: Path,
+    kind: str | None,
+    lifetime: timedelta | None,
+    passphrase_file: str | None,
+    no_passphrase: bool,
+    dry_run: bool,
+) -> None:
+    """Make a root called NAME on the machine, or the medium, where it will stay.
+
+    \b
+    Examples:
+      mooring ca root "Example Root CA" --root-directory /media/safe/root
+    """
+    from services.ca import keystore
+
+    if (root_directory / "root.key").exists():
+        with explained():
+            certificate = keystore.read_root(root_directory)
+        click.echo(
+            f"already there: {root_directory / 'root.key'}, "
+            f"ends {when(certificate.not_valid_after_utc)}"
+        )
+        return
+    if dry_run:
+        click.echo(f"would make the root {name} in {root_directory}")
+        return
+    with explained():
+        secret = passphrase(
+            Site(root_directory),
+            passphrase_file,
+            what="the root's key",
+            create=True,
+            none=no_passphrase,
+        )
+        keystore.make_root(
+            root_directory,
+            name,
+            passphrase=secret,
+            now=_present(),
+            kind=key_type(kind),
+            lifetime=lifetime,
+        )
+    _tell_root(root_directory)
+    click.echo("next, on the server: mooring ca csr NAME")
+
+
+@group.command(short_help="Make an intermediate's key and request.")
+@click.argument("name")
+@directory_option
+@_KEY_TYPE
+@click.option(
+    "--key-uri",
+    metavar="PKCS11-URI",
+    help="Use this key of a PKCS #11 token; needs module-path and object or id.",
+)
+@passphrase_options
+def csr(
+    name: str,
+    config: str | None,
+    directory: str | None,
+    kind: str | None,
+    key_uri: str | None,
+    passphrase_file: str | None,
+    no_passphrase: bool,
+) -> None:
+    """Make the key of the intermediate NAME Issuing CA, and the request that the root signs.
+
+    \b
+    Examples:
+      mooring ca csr Example
+      mooring ca csr Example --key-type p384
+      mooring ca csr Example \\
+        --key-uri 'pkcs11:token=ca;object=issuing?module-path=/usr/lib/softhsm/libsofthsm2.so'
+    """
+    where = site(config, directory)
+    waiting = _waiting(where.directory, name)
+    if waiting is not None:
+        click.echo(f"already there: {waiting / 'request.csr'} waits for its certificate")
+        return
+    if (where.directory / "active").exists():
+        click.echo(
+            f"already there: {where.directory} has an authority; `mooring ca rotate` adds one"
+        )
+        return
+    place = _prepare(where, name, kind, key_uri, passphrase_file, no_passphrase)
+    told(place / "request.csr", "carry it to the root")
+    click.echo("next, at the root: mooring ca sign-intermediate request.csr")
+
+
+@group.command("sign-intermediate", short_help="Sign an intermediate's request with the root.")
+@click.argument("request", metavar="CSR", type=click.File("rb"))
+@_root_directory(True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="intermediate.pem",
+    show_default=True,
+    help="Where the certificate goes.",
+)
+@_PUBLIC_URL
+@_LIFETIME
+@passphrase_file_option
+def sign_intermediate(
+    request: BinaryIO,
+    root_directory: Path,
+    output: Path,
+    public_url: str | None,
+    lifetime: timedelta | None,
+    passphrase_file: str | None,
+) -> None:
+    """Sign an intermediate's request, at the root. A request is signed once: again gives the same.
+
+    \b
+    Examples:
+      mooring ca sign-intermediate request.csr --root-directory /media/safe/root \\
+        --public-url http://ca.example:8080 -o intermediate.pem
+    """
+    from services.ca import files, keystore
+    from services.ca.request import CSR_BYTES
+
+    with explained():
+        secret = _root_secret(root_directory, passphrase_file)
+        certificate, new = keystore.sign_intermediate(
+            root_directory,
+            request.read(CSR_BYTES + 1),
+            secret,
+            urls=_urls(Site(root_directory), public_url),
+            now=_present(),
+            lifetime=lifetime,
+        )
+        if not new and output.exists() and keystore.read_certificate(output) == certificate:
+            click.echo(f"already there: {output}")
+            return
+        files.write_certificates(output, certificate)
+    told(output, "carry it to the server, with root.crt and root.crl of the root's directory")
+    click.echo(f"next, on the server: mooring ca install {output.name} --root root.crt")
+
+
+@group.command(short_help="Put a signed intermediate, or a newer root's list, in place.")
+@click.argument("certificate", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@directory_option
+@click.option(
+    "--root",
+    "root_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The root's certificate.  [default: the server's]",
+)
+@click.option(
+    "--root-crl",
+    "crl_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The root's list.  [default: root.crl beside --root, else the server's]",
+)
+@passphrase_file_option
+def install(
+    certificate: Path | None,
+    config: str | None,
+    directory: str | None,
+    root_file: Path | None,
+    crl_file: Path | None,
+    passphrase_file: str | None,
+) -> None:
+    """Put the certificate of a waiting intermediate in place; the first one becomes the active.
+
+    Without CERTIFICATE, put a newer list of the root in place.
+
+    \b
+    Examples:
+      mooring ca install intermediate.pem --root root.crt --root-crl root.crl
+      mooring ca install --root-crl root.crl
+    """
+    from services.ca import keystore
+
+    where = site(config, directory)
+    if certificate is None and crl_file is None:
+        raise click.UsageError("give the intermediate's CERTIFICATE, --root-crl, or both")
+    with explained():
+        crl_of = crl_file or (root_file or where.directory / "root.crt").with_name("root.crl")
+        above = keystore.read_certificate(root_file or where.directory / "root.crt")
+        crl = keystore.read_crl(crl_of)
+        if certificate is None:
+            changed = keystore.install_root_crl(where.directory, crl)
+            place = where.directory / "root.crl"
+        else:
+            read = keystore.read_certificate(certificate)
+            secret = passphrase(where, passphrase_file, what="the server's key")
+            changed = _install(where.directory, read, above, crl, secret)
+            place = where.directory / "authorities" / keystore.authority_id(read)
+    if not changed:
+        click.echo(f"already there: {place}")
+    elif certificate is None:
+        told(place, f"the root's list, good until {when(crl.next_update_utc)}")
+    else:
+        told(place, "the intermediate; restart the certificate service")
+        _tell_next(where.directory, place.name)
+
+
+@group.command("root-crl", short_help="Renew the root's revocation list.")
+@_root_directory(True)
+@click.option(
+    "--revoke",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also revoke this intermediate, for good.",
+)
+@click.option(
+    "--reason", type=click.Choice(list(REASONS)), default="unspecified", show_default=True
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the list here, to carry it to the server.",
+)
+@passphrase_file_option
+def root_crl(
+    root_directory: Path,
+    revoke: Path | None,
+    reason: str,
+    output: Path | None,
+    passphrase_file: str | None,
+) -> None:
+    """Sign the root's revocation list anew, at the root: once a year, or to revoke an intermediate.
+
+    \b
+    Examples:
+      mooring ca root-crl --root-directory /media/safe/root -o root.crl
+      mooring ca root-crl --root-directory /media/safe/root --revoke old.pem --reason caCompromise
+    """
+    from cryptography import x509
+
+    from services.ca import files, keystore
+    from services.ca.crl import Revocation
+
+    now = _present()
+    gone = []
+    with explained():
+        if revoke is not None:
+            certificate = keystore.read_certificate(revoke)
+            above = keystore.read_root(root_directory)
+            if certificate.issuer != above.subject or certificate == above:
+                raise Failed(f"{revoke}: is not an intermediate of this root")
+            flag = x509.ReasonFlags(REASONS[reason])
+            gone.append(Revocation(certificate.serial_number, now, flag))
+        crl = keystore.renew_root_crl(
+            root_directory, _root_secret(root_directory, passphrase_file), now=now, revoke=gone
+        )
+        places = [root_directory / "root.crl"]
+        if output is not None:
+            files.write_crls(output, crl)
+            places.append(output)
+    for path in places:
+        told(path, f"number {keystore.crl_number(crl)}, good until {when(crl.next_update_utc)}")
+    click.echo("next, on every server: mooring ca install --root-crl root.crl")
+
+
+@group.command(short_help="Prepare the next intermediate.")
+@click.argument("name")
+@directory_option
+@_root_directory(False)
+@_PUBLIC_URL
+@_KEY_TYPE
+@click.option("--key-uri", metavar="PKCS11-URI", help="Use this key of a PKCS #11 token.")
+@passphrase_options
+@_ROOT_PASSPHRASE
+@dry_run_option
+def rotate(
+    name: str,
+    config: str | None,
+    directory: str | None,
+    root_directory: Path | None,
+    public_url: str | None,
+    kind: str | None,
+    key_uri: str | None,
+    passphrase_file: str | None,
+    no_passphrase: bool,
+    root_passphrase_file: str | None,
+    dry_run: bool,
+) -> None:
+    """Prepare the next intermediate: it joins the bundle and does not sign yet.
+
+    With the root's directory at hand all of it is done; without, its request is made as by
+    `mooring ca csr`, and `install` prepares it. Then `activate` and, once nothing of the old one
+    lives, `retire`.
+
+    \b
+    Examples:
+      mooring ca rotate Example --root-directory /media/safe/root
+      mooring ca rotate Example
+    """
+    from services.ca import keystore
+
+    where = site(config, directory)
+    with explained():
+        prepared = [each for each in keystore.survey(where.directory) if each.state == "prepared"]
+    if prepared:
+        click.echo(f"already there: {prepared[0].path}")
+        _tell_next(where.directory, prepared[0].id)
+        return
+    if dry_run:
+        click.echo(f"would prepare an intermediate {name} Issuing CA in {where.directory}")
+        return
+    urls = _urls(where, public_url)
+    with explained():
+        place = _waiting(where.directory, name) or _prepare(
+            where, name, kind, key_uri, passphrase_file, no_passphrase
+        )
+        if root_directory is None:
+            told(place / "request.csr", "carry it to the root")
+            click.echo("next, at the root: mooring ca sign-intermediate request.csr")
+            return
+        above = keystore.read_root(root_directory)
+        certificate, _ = keystore.sign_intermediate(
+            root_directory,
+            (place / "request.csr").read_bytes(),
+            _root_secret(root_directory, root_passphrase_file or passphrase_file, where),
+            urls=urls,
+            now=_present(),
+        )
+        crl = keystore.read_root_crl(root_directory, above)
+        secret = passphrase(where, passphrase_file, what="the server's key")
+        _install(where.directory, certificate, above, crl, secret)
+    told(
+        where.directory / "authorities" / place.name,
+        "the next intermediate; restart the certificate service, and give everybody the new bundle",
+    )
+    _tell_next(where.directory, place.name)
+
+
+@group.command(short_help="Make a prepared intermediate the one that signs.")
+@click.argument("authority", metavar="ID")
+@directory_option
+@dry_run_option
+def activate(authority: str, config: str | None, directory: str | None, dry_run: bool) -> None:
+    """Make the intermediate ID (or the beginning of it) the one that signs certificates.
+
+    The one before it goes on signing its own lists and answers.
+
+    \b
+    Examples:
+      mooring ca activate 5f3a
+    """
+    from services.ca import keystore
+
+    where = site(config, directory)
+    with explained():
+        name = _one(where.directory, authority)
+        active = keystore.read_active(where.directory)
+        if dry_run and active != name:
+            click.echo(f"would make {name} the active authority in place of {active}")
+            return
+        changed = keystore.activate(where.directory, name, now=_present())
+    if not changed:
+        click.echo(f"already there: {name} is the active authority")
+        return
+    told(where.directory / "active", f"{name} signs; restart the certificate service")
+    click.echo(f"once nothing of the old one lives: mooring ca retire {active}")
+
+
+@group.command(short_help="Remove the key of an intermediate of which nothing lives.")
+@click.argument("authority", metavar="ID")
+@directory_option
+@click.option("--database", metavar="URL", help="Use this database instead of [database] url.")
+@click.option("--force", is_flag=True, help="Do not ask the database whether anything lives.")
+@dry_run_option
+def retire(
+    authority: str,
+    config: str | None,
+    directory: str | None,
+    database: str | None,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Remove the key of the intermediate ID (or the beginning of it), which is not the active one.
+
+    Refused while a certificate of it lives: without its key no list of it can be made, and NGINX
+    then refuses whoever has one.
+
+    \b
+    Examples:
+      mooring ca retire 0c41
+    """
+    from services.ca import keystore
+
+    where = site(config, directory)
+    with explained():
+        name = _one(where.directory, authority)
+        if keystore.read_active(where.directory) == name:
+            raise Failed(f"{name} is the active authority; activate another one first", CONFLICT)
+        if not force:
+            living, last = _living(where, database, name)
+            if living:
+                raise Failed(f"{living} certificates of {name} live, until {last}", CONFLICT)
+        if dry_run:
+            click.echo(f"would remove the key of {name}")
+            return
+        changed = keystore.retire(where.directory, name, now=_present())
+    if changed:
+        click.echo(f"removed the key of {name}; restart the certificate service")
+    else:
+        click.echo(f"already there: {name} is retired")
+
+
+@group.command(short_help="Show root, list and intermediates.")
+@directory_option
+@format_option
+def show(config: str | None, directory: str | None, style: str) -> None:
+    """Show the root, its list and every intermediate with state, end and how its key is kept.
+
+    \b
+    Examples:
+      mooring ca show
+      mooring ca show -f json
+    """
+    from services.ca import keystore
+
+    with explained():
+        found = keystore.survey(site(config, directory).directory)
+    rows = [
+        {
+            "kind": each.kind,
+            "id": each.id,
+            "name": each.name,
+            "state": each.state,
+            "key": each.key,
+            "ends": when(each.not_after),
+        }
+        for each in found
+    ]
+    show_rows(("kind", "id", "name", "state", "key", "ends"), rows, style)
+
+
+@group.command(short_help="Say whether anything of the CA has ended or ends soon.")
+@directory_option
+@click.option("--database", metavar="URL", help="Use this database instead of [database] url.")
+@click.option(
+    "--within",
+    type=checked(span),
+    metavar="TIME",
+    help="Warn of what ends within this time.  [default: root 365d, intermediates 60d, root's "
+    "list 30d]",
+)
+@format_option
+def status(
+    config: str | None,
+    directory: str | None,
+    database: str | None,
+    within: timedelta | None,
+    style: str,
+) -> None:
+    """Say whether root, intermediates and lists hold, and for how long; for monitoring.
+
+    The exit code is 0 if all is well, 1 if something has ended or ends soon, a key is kept badly
+    or a list that is served was not renewed; 3 if the database cannot be read.
+
+    \b
+    Examples:
+      mooring ca status
+      mooring ca status --within 90d -f json
+    """
+    from services.ca import keystore
+
+    where = site(config, directory)
+    now = _present()
+    with explained():
+        found = keystore.survey(where.directory)
+    rows = [_judged(each, now, within) for each in found]
+    if database is not None or where.conf is not None:
+        ids = [each.id for each in found if each.kind == "authority" and each.state != "retired"]
+        rows += _served(where, database, ids, now)
+    show_rows(("kind", "id", "ends", "verdict"), rows, style)
+    bad = [row for row in rows if row["verdict"] != "good"]
+    if bad:
+        raise Failed(f"{len(bad)} of {len(rows)} things need attention")
+
+
+def _judged(each: Surveyed, now: datetime, within: timedelta | None) -> dict[str, str]:
+    """A row of the table: what it is, when it ends, and "good" or what is wrong."""
+    warning = {
+        "root": ROOT_WARNING,
+        "root-crl": ROOT_CRL_WARNING,
+        "authority": INTERMEDIATE_WARNING,
+    }[each.kind]
+    left = each.not_after - now
+    remedy = {
+        "root": "make a new root and give it to everybody",
+        "root-crl": "mooring ca root-crl",
+        "authority": "mooring ca retire" if each.state == "rotated-out" else "mooring ca rotate",
+    }[each.kind]
+    verdict = "good"
+    if each.state == "retired":
+        pass
+    elif left <= timedelta():
+        verdict = f"has ended: {remedy}"
+    elif each.key == "unencrypted":
+        verdict = "its key is not encrypted"
+    elif left < (warning if within is None else within) and each.state != "rotated-out":
+        verdict = f"ends in {left.days} days: {remedy}"
+    return {
+        "kind": each.kind,
+        "id": each.id,
+        "state": each.state,
+        "ends": when(each.not_after),
+        "verdict": verdict,
+    }
+
+
+def _served(
+    where: Site, database: str | None, authorities: list[str], now: datetime
+) -> list[dict[str, str]]:
+    """A row for each authority's list in the database, which the service renews by itself."""
+    from services.ca.ledger import Ledger
+
+    rows = []
+    with database_of(where, database) as opened:
+        ledger = Ledger(opened)
+        for name in authorities:
+            crl = ledger.latest_crl(name)
+            row = {"kind": "crl", "id": name, "state": "", "ends": "", "verdict": "good"}
+            if crl is None:
+                row["verdict"] = "was never made: is the certificate service running?"
+            else:
+                row["ends"] = when(crl.next_update)
+                # it is renewed long before; the last half of its time says that nobody does
+                if now > crl.this_update + (crl.next_update - crl.this_update) / 2:
+                    row["verdict"] = "is not renewed: is the certificate service running?"
+            rows.append(row)
+    return rows
+
+
+def _living(where: Site, database: str | None, authority: str) -> tuple[int, str]:
+    """How many certificates of an authority live, and the end of the last of them."""
+    from services.ca.ledger import Ledger
+
+    with database_of(where, database) as opened:
+        return Ledger(opened).living(authority, _present())
+
+
+def _install(
+    directory: Path,
+    certificate: x509.Certificate,
+    root: x509.Certificate,
+    crl: x509.CertificateRevocationList,
+    secret: Callable[[], bytes] | None,
+) -> bool:
+    from services.ca import keystore
+
+    key = directory / "pending" / keystore.authority_id(certificate) / "key.pem"
+    return keystore.install(
+        directory,
+        certificate,
+        root=root,
+        root_crl=crl,
+        passphrase=for_key(key, secret) if key.exists() else secret,
+        now=_present(),
+    )
+
+
+def _prepare(
+    where: Site,
+    name: str,
+    kind: str | None,
+    key_uri: str | None,
+    passphrase_file: str | None,
+    no_passphrase: bool,
+) -> Path:
+    from services.ca import keystore
+
+    with explained():
+        secret = passphrase(
+            where,
+            passphrase_file,
+            what="the server's key" if key_uri is None else "the token (its PIN)",
+            create=key_uri is None,
+            none=no_passphrase,
+        )
+        return keystore.prepare(
+            where.directory, name, passphrase=secret, kind=key_type(kind), key_uri=key_uri
+        )
+
+
+def _waiting(directory: Path, name: str) -> Path | None:
+    """The key of this name that waits for its certificate."""
+    from services.ca import keystore
+    from services.ca.request import parse_csr
+
+    for place in keystore.pending(directory):
+        found = parse_csr((place / "request.csr").read_bytes()).common_name or ""
+        if found.startswith(f"{name} Issuing CA "):
+            return place
+    return None
+
+
+def _one(directory: Path, beginning: str) -> str:
+    """The id of the one authority whose id begins so."""
+    from services.ca import keystore
+
+    found = [
+        place.name
+        for place in keystore.authority_directories(directory)
+        if place.name.startswith(beginning)
+    ]
+    if len(found) != 1:
+        how = "several authorities begin" if found else "no authority begins"
+        raise Failed(f"{how} with {beginning}; see `mooring ca show`", NOT_FOUND)
+    return found[0]
+
+
+def _root_secret(
+    root_directory: Path, file: str | None, where: Site | None = None
+) -> Callable[[], bytes] | None:
+    found = passphrase(where or Site(root_directory), file, what="the root's key")
+    return for_key(root_directory / "root.key", found)
+
+
+def _urls(where: Site, public_url: str | None) -> Urls:
+    from services.ca.keystore import Urls
+
+    given = where.public_url if public_url is None else public_url
+    if given and not given.startswith("http://"):
+        # RFC 5280 section 8: fetching them over TLS needs the verification that they serve
+        raise Failed(f"--public-url: {given} is not an http address", 2)
+    return Urls.below(given)
+
+
+def _tell_root(directory: Path) -> None:
+    told(
+        directory / "root.key", "the root's key; move its directory to a safe place, off this host"
+    )
+    told(directory / "root.crt", "its certificate")
+    told(directory / "root.crl", "its list; renew it within a year (`mooring ca root-crl`)")
+
+
+def _tell_next(directory: Path, authority: str) -> None:
+    from services.ca import keystore
+
+    if keystore.read_active(directory) != authority:
+        click.echo(f"once everybody has it: mooring ca activate {authority}")
+
+
+def _present() -> datetime:
+    return datetime.now(UTC)
