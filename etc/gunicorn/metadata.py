@@ -20,7 +20,9 @@ umask = 0o007
 
 # Answers are short and come from memory, so one request at a time and a worker or two a core serve
 # best: threads and gevent brought nothing (measured).
-worker_class = "sync"
+# The class is gunicorn's "sync" with one write for each answer, so that a killed worker leaves
+# nothing half said and HAProxy can ask again.
+worker_class = "services.core.worker.Worker"
 workers = 2 * (os.cpu_count() or 1)
 backlog = 2048
 timeout = 30

@@ -76,12 +76,11 @@ def cut_requests(house):
     return sum(any(text in line for text in CUT) for line in log.splitlines())
 
 
-def test_killed_workers_cost_no_more_than_an_answer_begun(house, instances):
-    """kill -9 of gunicorn's workers under load: HAProxy asks again, and no refusal is ever seen.
+def test_killed_workers_cost_no_read(house, instances):
+    """kill -9 of gunicorn's workers under load: HAProxy asks again, and no read fails.
 
-    Lost is at most what the worker was sending: gunicorn writes head and body one after the other,
-    and nobody can take back a head. Workers are killed until NGINX has seen requests cut in the
-    middle, so the injected failure was really met; the number of workers is made up each time.
+    Workers are killed until NGINX has seen requests cut in the middle, so the injected failure was
+    really met; the number of workers is made up each time.
     """
     before = cut_requests(house)
     deadline = time.monotonic() + 60
@@ -98,23 +97,21 @@ def test_killed_workers_cost_no_more_than_an_answer_begun(house, instances):
         wait_for("all workers", lambda: len(house.workers()) == 3)
         target = load.answers + 100
         wait_for("service afterwards", lambda: load.answers >= target)
-    assert [each for each in load.failures if "IncompleteRead(0 bytes read" not in each] == []
-    assert len(load.failures) <= kills
+    assert load.failures == []
 
 
-def test_a_killed_haproxy_worker_comes_back(house, instances):
-    """kill -9 of HAProxy's worker: the agent starts it again, and every instance is served."""
+def test_a_killed_haproxy_comes_back(house, instances):
+    """kill -9 of HAProxy's master: the agent starts it again, and every instance is served."""
     run = house.stand.run_dir / "agent"
-    master = int((run / "haproxy.pid").read_text().split()[0])
-    before = master
-    os.kill(master, signal.SIGKILL)
+    before = int((run / "haproxy.pid").read_text().split()[0])
+    os.kill(before, signal.SIGKILL)
 
     def again():
         try:
             new = int((run / "haproxy.pid").read_text().split()[0])
             return new != before and all(each.get(READ).status == 200 for each in instances)
-        except (OSError, ValueError, http.client.HTTPException):
-            return False
+        except (OSError, ValueError, IndexError, http.client.HTTPException):
+            return False  # no process id, or no HAProxy yet
 
     wait_for("HAProxy's return", again)
 
