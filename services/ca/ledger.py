@@ -896,8 +896,16 @@ def _audit_row(row: Any) -> audit.Row:
 
 def _whole_trail(connection: Connection) -> Iterator[audit.Row]:
     table = schema.ca_audit
-    rows = connection.execution_options(yield_per=VERIFY_BATCH).execute(
-        select(table).order_by(table.c.sequence)
+    query = (
+        select(table)
+        .where(table.c.sequence > bindparam("last"))
+        .order_by(table.c.sequence)
+        .limit(VERIFY_BATCH)
     )
-    for row in rows:
-        yield _audit_row(row)
+    # page by page: a single statement over all of it would meet the server's limit of time
+    first = connection.execute(select(func.min(table.c.sequence))).scalar_one_or_none()
+    last = 0 if first is None else int(first) - 1
+    while rows := connection.execute(query, {"last": last}).all():
+        for row in rows:
+            yield _audit_row(row)
+        last = int(rows[-1].sequence)

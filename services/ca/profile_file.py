@@ -138,8 +138,11 @@ def parse(text: str) -> dict[str, Offer]:
             raise ProfileError(f"profile.{name}: is not a section")
         offers[name] = _offer(name, table)
     for name, offer in offers.items():
-        for other in offer.own_name - offers.keys():
-            raise ProfileError(f"[profile.{name}.who] own_name: there is no profile {other}")
+        absent = offer.own_name - offers.keys()
+        if absent and "own_name" in document["profile"][name].get("who", {}):
+            raise ProfileError(f"[profile.{name}.who] own_name: there is no profile {min(absent)}")
+        if absent:  # the kind's value names a profile that this file does not offer
+            offers[name] = replace(offer, own_name=offer.own_name - absent)
     return offers
 
 
@@ -182,6 +185,8 @@ def _offer(name: str, table: Mapping[str, Any]) -> Offer:
     changes = {key: value for key, value in changes.items() if value is not None}
     if "key_types" in changes:
         changes["key_types"] = frozenset(changes["key_types"])
+        if not changes["key_types"] <= base.profile.key_types:
+            raise ProfileError(f"{where} key_types: more than the kind allows")
     try:
         profile = replace(base.profile, **changes)
     except ValueError as error:
@@ -234,8 +239,6 @@ def _who(where: str, table: object, offer: Offer, kind: str) -> Offer:
 def _check(where: str, profile: Profile, base: Profile) -> None:
     if profile.default_lifetime < LEAST_LIFETIME:
         raise ProfileError(f"{where} default_lifetime: is less than {LEAST_LIFETIME}")
-    if not profile.key_types <= base.key_types:
-        raise ProfileError(f"{where} key_types: more than the kind allows")
     if not set(profile.extended_key_usage) <= set(base.extended_key_usage) | {
         # a server that is also a client of its peers, as in a cluster of databases
         *((PURPOSES["clientAuth"],) if base.name == "server" else ()),

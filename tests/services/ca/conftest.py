@@ -10,18 +10,23 @@ import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from services.ca.authority import Authority
 from services.ca.hierarchy import Hierarchy, create_hierarchy
+from services.ca.keystore import Authorities
+from services.ca.ledger import Ledger
+from services.ca.profile_file import SHIPPED, Offer
 from services.ca.profiles import Profile
+from services.core.database import Database
 
 BOOLEAN, INTEGER, OCTETS, NULL, OID = 0x01, 0x02, 0x04, 0x05, 0x06
 SEQUENCE, SET, UTC_TIME, GENERALIZED_TIME, UTF8 = 0x30, 0x31, 0x17, 0x18, 0x0C
@@ -307,3 +312,29 @@ def _oid(identifier: x509.ObjectIdentifier) -> str:
             groups.append(number & 0x7F | 0x80)
         encoded += bytes(reversed(groups))
     return encoded.hex()
+
+
+# ---- the authority in service -------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_authority(hierarchy: Hierarchy) -> Iterator[Callable[..., Authority]]:
+    """Build an authority over a database by URL, with the profiles that are shipped."""
+    databases: list[Database] = []
+
+    def make(url: str, offers: Mapping[str, Offer] = SHIPPED, **options: Any) -> Authority:
+        database = Database(url)
+        databases.append(database)
+        root_crl = hierarchy.crls()[1].public_bytes(Encoding.PEM)
+        authorities = Authorities(hierarchy.root.certificate, root_crl, hierarchy.intermediate)
+        return Authority(authorities, Ledger(database), offers, **options)
+
+    yield make
+    for database in databases:
+        database.close()
+
+
+@pytest.fixture
+def authority(make_authority: Callable[..., Authority], database_url: str) -> Authority:
+    """An authority over a new database of each engine."""
+    return make_authority(database_url)
