@@ -14,6 +14,7 @@ import contextlib
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,18 @@ CHANGES_KEPT = 100_000
 anew. At some 150 bytes a row this bounds the table to a few tens of MiB."""
 
 NOTIFY_CHANNEL = "mooring_revision"
+
+
+SILENT_PAUSE = 30.0
+"""Seconds for which a PostgreSQL that did not answer in time is not asked again, unless the
+revision watch hears of it: nearly four times the longest that asking it takes (connect and one
+answer), so a worker spends at most a fifth of its time on it."""
+
+_SILENCES = ("Silent", "ConnectionTimeout")
+"""Exceptions that mean a server which stands still; one that is gone refuses at once."""
+
+_silent_until: dict[str, float] = {}
+"""When a database may be asked again, by URL: all of a process learn from one."""
 
 
 class Unavailable(Exception):
@@ -115,7 +128,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection in one snapshot; nothing it does is kept. Raises Unavailable."""
-        with _translated(), self.engine.connect() as connection:
+        with self._answering(), self.engine.connect() as connection:
             if self.sqlite_path is None:
                 connection = connection.execution_options(
                     isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -125,7 +138,7 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Writer]:
         """One transaction, committed when the block ends. Raises Conflict or Unavailable."""
-        with _translated(), self.engine.connect() as connection:
+        with self._answering(), self.engine.connect() as connection:
             connection = connection.execution_options(mooring_write=True)
             with connection.begin():
                 writer = Writer(connection)
@@ -138,6 +151,27 @@ class Database:
                     connection.exec_driver_sql(
                         "SELECT pg_notify(%s, %s)", (NOTIFY_CHANNEL, str(number))
                     )
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Let one ask a silent server, and refuse the others at once while it is known to be so.
+
+        Each wait for it holds a worker for seconds, who has instances to serve from memory.
+        """
+        name = str(self.url)
+        if time.monotonic() < _silent_until.get(name, 0.0):
+            raise Unavailable("the database has not answered for a while")
+        try:
+            with _translated():
+                yield
+        except Unavailable as error:
+            if type(getattr(error.__cause__, "orig", None)).__name__ in _SILENCES:
+                _silent_until[name] = time.monotonic() + SILENT_PAUSE
+            raise
+
+    def heard(self) -> None:
+        """Say that the server has answered: whoever asks next may."""
+        _silent_until.pop(str(self.url), None)
 
     def close(self) -> None:
         """Close every pooled connection of this process."""

@@ -223,6 +223,7 @@ class _PostgreSQLHint:
                     ).one()
                     self._latest = (str(epoch), int(number))
                     self._heard = time.monotonic()
+                    self._database.heard()
                     self._first.set()
                     for _ in driver.notifies(timeout=POLL_SECONDS, stop_after=1):
                         pass

@@ -5,11 +5,13 @@ import json
 import os
 import signal
 import socket
+import time
+from pathlib import Path
 
 import pytest
 from stand import receive, wait_for
 
-from services.core.revision import POLL_SECONDS
+from services.core.revision import POLL_SECONDS, SILENCE_SECONDS
 
 pytestmark = pytest.mark.e2e
 
@@ -208,3 +210,43 @@ def test_workers_that_begin_without_it_come_to_themselves(house):
         assert answer.status == 503
         assert answer.headers["Retry-After"]
     assert instance.get(READ).status == 200
+
+
+@pytest.mark.postgresql
+def test_a_frozen_server_costs_no_read(house):
+    """PostgreSQL stands still and goes on taking connections: no read of a known instance fails.
+
+    Meanwhile the host's agent asks for its instances, which needs the database; what is not known
+    gets 503 from the application before anything in front of it gives up.
+    """
+    if not isinstance(house.database, Server):
+        pytest.skip("a file cannot stand still")
+    instance = house.instance()
+    assert [instance.get(READ).status for _ in house.each_worker()] == [200, 200]
+    unknown = {"instance": "99999999-0000-4000-8000-000000000000", "project": "p"}
+    claim = {**unknown, "address": instance.address}
+    master = house.database.server.process.pid
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    frozen = [master, *map(int, children)]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        statuses, refused = set(), []
+        # Past the time after which the revision watch calls it away.
+        ended = time.monotonic() + SILENCE_SECONDS + 4
+        while time.monotonic() < ended:
+            statuses.add(instance.get(READ).status)
+            answer = house.ask(house.signed("host-1", target=READ, **claim), target=READ)
+            refused.append((answer.status, answer.headers["Retry-After"]))
+        assert statuses == {200}
+        assert set(refused) == {(503, "5")}
+        for _ in house.each_worker():
+            assert ready(house)[0] == 503
+            assert instance.get(READ).status == 200
+    finally:
+        for pid in reversed(frozen):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    for _ in house.each_worker():
+        wait_for("readiness again", lambda: ready(house)[0] == 200)
+    assert house.operate("GET", "/v1/instances").status == 200

@@ -32,6 +32,13 @@ def test_a_frozen_server_is_unavailable(own_postgresql, monkeypatch):
     try:
         with pytest.raises(Unavailable, match="OperationalError"):
             freeze_and_ask()
+        # Nobody else waits for it, until somebody has heard of it.
+        for other in (database, Database(url)):
+            with pytest.raises(Unavailable, match="not answered"), other.read():
+                pass
+            with pytest.raises(Unavailable, match="not answered"), other.write():
+                pass
+        database.heard()
         with database.read() as connection:
             assert connection.execute(PID).scalar_one() not in frozen
     finally:
