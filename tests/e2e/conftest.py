@@ -245,8 +245,7 @@ class House:
             others = [pid for pid in everyone if pid != chosen]
             try:
                 for pid in others:
-                    os.kill(pid, signal.SIGSTOP)
-                    wait_for("the worker's stop", lambda pid=pid: _state(pid) == "T")
+                    wait_for("the worker's stop", lambda pid=pid: _stopped(pid))
                 yield chosen
             finally:
                 for pid in others:
@@ -258,6 +257,16 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def _stopped(pid: int) -> bool:
+    """Stop a process; False, and it runs on, if it holds a lock that others would wait for."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for("the process's stop", lambda: _state(pid) == "T")
+    if f" WRITE {pid} " not in Path("/proc/locks").read_text():
+        return True
+    os.kill(pid, signal.SIGCONT)
+    return False
 
 
 def _alive(pid: int) -> bool:
