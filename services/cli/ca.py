@@ -639,6 +639,41 @@ def show(config: str | None, directory: str | None, style: str) -> None:
     show_rows(("kind", "id", "name", "state", "key", "ends"), rows, style)
 
 
+@group.command(short_help="Write the file that servers trust clients by.")
+@directory_option
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where it goes.",
+)
+def bundle(config: str | None, directory: str | None, output: Path) -> None:
+    """Write every intermediate that is in use or prepared, then the root, into one file.
+
+    It is NGINX's ssl_client_certificate. Write it again after `rotate` and `retire`.
+
+    \b
+    Examples:
+      mooring ca bundle -o /etc/mooring/pki/chain.crt
+    """
+    from services.ca import files, keystore
+
+    with explained():
+        where = site(config, directory).directory
+        intermediates = [
+            keystore.read_certificate(each.path / "certificate.pem")
+            for each in keystore.survey(where)
+            if each.kind == "authority" and each.state != "retired"
+        ]
+        data = files.certificates_pem([*intermediates, keystore.read_root(where)])
+        if output.exists() and output.read_bytes() == data:
+            click.echo(f"already there: {output}")
+            return
+        files.write_data(output, data)
+    told(output, f"{len(intermediates)} intermediates and the root; reload NGINX")
+
+
 @group.command(short_help="Say whether anything of the CA has ended or ends soon.")
 @directory_option
 @click.option("--database", metavar="URL", help="Use this database instead of [database] url.")

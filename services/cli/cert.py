@@ -23,7 +23,7 @@ import click
 
 from services.cli.arguments import checked
 from services.cli.ca_api import ca_options, connect
-from services.cli.ca_site import KEY_TYPES, span, when
+from services.cli.ca_site import KEY_TYPES, config_option, span, when
 from services.cli.output import format_option, show_object, show_rows
 from services.cli.settings import UNREACHABLE, Failed, Settings
 
@@ -133,6 +133,13 @@ def _keeping_options(function: _F) -> _F:
 @click.option(
     "--token", envvar="MOORING_CA_TOKEN", show_envvar=True, help="The token itself, by variable."
 )
+@click.option(
+    "--local",
+    is_flag=True,
+    help="Ask the authority on this machine, by its mooring.conf, instead of the service: for the "
+    "service's own certificate, and the first admin's.",
+)
+@config_option
 @_keeping_options
 @click.pass_obj
 def request(
@@ -149,6 +156,8 @@ def request(
     lifetime: timedelta | None,
     token_file: Path | None,
     token: str | None,
+    local: bool,
+    config: str | None,
     key_type: str,
     renew_before: timedelta | None,
     reload_command: str | None,
@@ -167,6 +176,7 @@ def request(
       mooring cert request web --dns www.example.com --dns example.com --ip 192.0.2.7 \\
         --reload-command "systemctl reload nginx"
       mooring cert request alice --profile client --group mooring:operators
+      mooring cert request controller --local --dns controller.example
     """
     from services.ca.refusal import Refused
     from services.cli import cert_store
@@ -188,6 +198,10 @@ def request(
     except Refused as error:
         raise Failed(f"{error.field}: {error.reason}", 2) from None
     options = _options(settings, ca_url, renew_before, reload_command, bundle)
+    if local:
+        from services.cli.cert_local import absolute_config
+
+        options = dataclasses.replace(options, local=absolute_config(config), ca_url=None)
     secret = _token(token, token_file)
     _ensure(settings, directory, name, what, options, secret)
 
@@ -497,8 +511,13 @@ def _make(
                 cert_store.self_signed(draft.key, what, cert_store.present())
             ]
         else:
-            csr = draft.csr_pem(what).decode()
-            chain = _obtain(settings, what, options, csr, token, held)
+            csr = draft.csr_pem(what)
+            if options.local is not None:
+                from services.cli import cert_local
+
+                chain = cert_local.obtain(options.local, what, csr)
+            else:
+                chain = _obtain(settings, what, options, csr.decode(), token, held)
     except Refused as error:
         raise Failed(f"{error.field}: {error.reason}") from None
     made = store.finish(name, draft, chain, what, options)

@@ -134,6 +134,7 @@ class Options:
     """How a certificate is kept, remembered for its renewals; paths are absolute."""
 
     ca_url: str | None = None
+    local: str | None = None  # the mooring.conf of an authority on this machine
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_ca: str | None = None
