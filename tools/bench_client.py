@@ -49,6 +49,14 @@ class Outcome:
         """Answers a second."""
         return len(self.latencies) / self.seconds
 
+    def add(self, other: "Outcome") -> None:
+        """Count another storm in."""
+        self.seconds += other.seconds
+        self.cpu_seconds += other.cpu_seconds
+        self.latencies += other.latencies
+        self.lengths += other.lengths
+        self.errors += other.errors
+
     def percentile(self, share: float) -> float:
         """The seconds within which this share of the answers came."""
         ranked = sorted(self.latencies)

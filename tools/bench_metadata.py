@@ -6,6 +6,7 @@ settings and the same requests, so that only the application differs.
 """
 
 import base64
+import contextlib
 import os
 import secrets
 import sqlite3
@@ -15,13 +16,13 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from bench_client import Client, Outcome, Request
-from stand import LOOPBACK, METADATA_NAME, Process, Stand, StandError, wait_for
+from stand import LOOPBACK, METADATA_NAME, Process, Stand, StandError, free_port, wait_for
 
 from services.core.database import Database
 from services.core.signature import host_key, load_secrets, message_v2, sign_v2
@@ -31,7 +32,7 @@ from services.metadata.store import Store, Stored
 from services.metadata.tree import Tree
 
 AT_ONCE = 200
-"""Instances that are booting at any time of a storm."""
+"""Instances that boot at the same time; then it is the other application's turn."""
 
 WARM_UP = 40
 """Instances outside the storm that boot before it: interpreters and connections settle."""
@@ -59,6 +60,8 @@ class Booter:
     address: str
     asks: Sequence[tuple[str, bytes, bytes]]
     """Path, status expected, and what the body must hold (or b"")."""
+    lengths: Sequence[int]
+    """Bytes of each body with status 200."""
 
 
 # ---- the instances -----------------------------------------------------------------------------
@@ -135,8 +138,11 @@ def booter(instance: Instance, settings: Settings) -> Booter:
     """The instance with its requests, and what each must answer."""
     tree = Tree(instance, settings)
     asks = []
+    lengths = []
     for path in boot_paths(tree):
         page = tree.page(path)
+        if isinstance(page, Page):
+            lengths.append(len(page.complete()))
         # What tells instances apart is checked: an answer with another's content is an error.
         holds = b""
         if path.endswith("/meta_data.json"):
@@ -145,7 +151,7 @@ def booter(instance: Instance, settings: Settings) -> Booter:
             holds = page.body
         asks.append((path, b"404" if page is None else b"200", holds))
     address = str(instance.interfaces[0].subnets[0].addresses[0].ip_address)
-    return Booter(instance.id, instance.project_id, address, asks)
+    return Booter(instance.id, instance.project_id, address, asks, lengths)
 
 
 def populate(stand: Stand, count: int) -> list[Booter]:
@@ -272,30 +278,102 @@ def wait_until_settled(server: Process, count: int) -> list[int]:
     return children(server.popen.pid)
 
 
+def open_trivial_door(stand: Stand) -> int:
+    """Give the trivial application a copy of NGINX's and gunicorn's files; returns its port."""
+    port = free_port()
+    nginx = stand.etc / "nginx"
+    block = (nginx / "metadata.conf").read_text(encoding="utf-8")
+    for old, new in (
+        (f":{stand.metadata_port} ", f":{port} "),
+        ("http://mooring_metadata", "http://trivial"),
+        ("/metadata.access.log", "/trivial.access.log"),
+        ("/metadata.error.log", "/trivial.error.log"),
+    ):
+        if block.count(old) != 1:
+            raise StandError(f"nginx/metadata.conf has no {old!r} any more, or several")
+        block = block.replace(old, new)
+    run_dir = stand.run_dir / "trivial"
+    run_dir.mkdir()
+    upstream = f"upstream trivial {{ server unix:{run_dir}/metadata.sock fail_timeout=0; }}\n"
+    (nginx / "trivial.conf").write_text(upstream + block, encoding="utf-8")
+    whole = nginx / "nginx.conf"
+    include = f"include {nginx}/metadata.conf;"
+    text = whole.read_text(encoding="utf-8")
+    whole.write_text(text.replace(include, f"{include} include {nginx}/trivial.conf;"))
+    gunicorn = stand.etc / "gunicorn"
+    text = (gunicorn / "metadata.py").read_text(encoding="utf-8")
+    (gunicorn / "trivial.py").write_text(text.replace(str(stand.run_dir), str(run_dir)))
+    stand.processes.pop("nginx").stop()
+    stand.start_nginx()
+    return port
+
+
 def start_trivial(stand: Stand, length: int) -> Process:
-    """The trivial application at the same sockets under the same settings."""
+    """The trivial application under the same settings."""
     process = stand.start(
-        "gunicorn",
+        "trivial",
         *(sys.executable, "-m", "gunicorn", f"bench_trivial:make({length})"),
-        *("-c", stand.etc / "gunicorn" / "metadata.py", "--workers", str(stand.workers)),
+        *("-c", stand.etc / "gunicorn" / "trivial.py", "--workers", str(stand.workers)),
         env=stand.environment(),
     )
-    wait_for("the trivial application", lambda: stand.ask_socket("metadata.sock", "/") == 200)
+
+    def answers() -> bool:
+        process.alive()
+        return stand.ask_socket("trivial/metadata.sock", "/") == 200
+
+    wait_for("the trivial application", answers)
     return process
 
 
-@dataclass(frozen=True)
-class Round:
-    """One storm: the client's view, and CPU seconds of gunicorn's workers and of NGINX."""
+@dataclass
+class Storm:
+    """Storms of one kind in one round: what the client saw, CPU seconds of workers and NGINX."""
 
-    outcome: Outcome
-    cpu: float
-    nginx_cpu: float
+    outcome: Outcome = field(default_factory=Outcome)
+    cpu: float = 0.0
+    nginx_cpu: float = 0.0
 
     @property
     def cpu_us(self) -> float:
         """Microseconds of the workers' CPU for each answer."""
         return self.cpu / len(self.outcome.latencies) * 1e6
+
+
+@dataclass
+class Round:
+    """The storms of one round, by what the workers knew; each ours beside its trivial."""
+
+    ours: Storm = field(default_factory=Storm)
+    trivial: Storm = field(default_factory=Storm)
+    new: Storm = field(default_factory=Storm)
+    again: Storm = field(default_factory=Storm)
+    later_trivial: Storm = field(default_factory=Storm)
+
+
+class Side:
+    """One of the two applications, up: its connections and its workers."""
+
+    def __init__(self, bench: "Bench", server: Process, port: int, *, trivial: bool) -> None:
+        self.bench, self.server, self.trivial = bench, server, trivial
+        self.workers = wait_until_settled(server, bench.stand.workers)
+        self.client = Client((LOOPBACK, port), bench.context, METADATA_NAME, bench.connections)
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.client.__exit__()
+        self.server.stop()
+        del self.bench.stand.processes[self.server.name]
+
+    def boot(self, booters: Sequence[Booter], storm: Storm) -> None:
+        """Let these instances boot and add what it took to the storm."""
+        boots = self.bench.signer.storm(booters, trivial=self.trivial)
+        nginx = children(self.bench.stand.processes["nginx"].popen.pid)
+        before, nginx_before = cpu_seconds(self.workers), cpu_seconds(nginx)
+        storm.outcome.add(self.client.storm(boots, AT_ONCE))
+        storm.cpu += cpu_seconds(self.workers) - before
+        storm.nginx_cpu += cpu_seconds(nginx) - nginx_before
 
 
 class Bench:
@@ -306,106 +384,67 @@ class Bench:
         self.connections = connections
         booters = populate(stand, instances + WARM_UP)
         self.booters, self.others = booters[:instances], booters[instances:]
+        self.slices = [self.booters[n : n + AT_ONCE] for n in range(0, instances, AT_ONCE)]
         self.signer = Signer(stand)
         self.context = ssl.create_default_context(cafile=str(stand.etc / "pki" / "root.crt"))
         self.context.load_cert_chain(stand.etc / "pki" / f"host-{stand.host}.pem")
-        self.length = 0
+        self.trivial_port = open_trivial_door(stand)
+        self.length = int(statistics.median(booters[0].lengths))
 
-    def ours(self) -> Round:
-        """A storm after a start of the service: no page of these instances has been made yet."""
-        with self._serving(self.stand.start_gunicorn()) as (client, workers):
-            self._warm_up(client, trivial=False)
-            storm = self._storm(client, workers, trivial=False)
-        if not self.length:
-            self.length = int(statistics.median(storm.outcome.lengths))
-        return storm
-
-    def further(self) -> tuple[Round, Round]:
-        """A storm of instances that no worker has ever seen, and one of the same after it."""
-        with self._serving(self.stand.start_gunicorn()) as (client, workers):
-            self._warm_up(client, trivial=False)
-            forget(self.stand)
-            new = self._storm(client, workers, trivial=False)
-            return new, self._storm(client, workers, trivial=False)
-
-    def trivial(self) -> Round:
-        """The same requests to the trivial application."""
-        with self._serving(start_trivial(self.stand, self.length)) as (client, workers):
-            self._warm_up(client, trivial=True)
-            return self._storm(client, workers, trivial=True)
-
-    def _serving(self, server: Process) -> "_Serving":
-        return _Serving(self, server)
-
-    def _warm_up(self, client: Client, *, trivial: bool) -> None:
-        client.storm(self.signer.storm(self.others, trivial=trivial), AT_ONCE)
-
-    def _storm(self, client: Client, workers: Sequence[int], *, trivial: bool) -> Round:
-        boots = self.signer.storm(self.booters, trivial=trivial)
-        nginx = children(self.stand.processes["nginx"].popen.pid)
-        before, nginx_before = cpu_seconds(workers), cpu_seconds(nginx)
-        outcome = client.storm(boots, AT_ONCE)
-        return Round(outcome, cpu_seconds(workers) - before, cpu_seconds(nginx) - nginx_before)
-
-
-class _Serving:
-    """gunicorn and the connections for the time of a block."""
-
-    def __init__(self, bench: Bench, server: Process) -> None:
-        self.bench, self.server = bench, server
-
-    def __enter__(self) -> tuple[Client, list[int]]:
-        stand = self.bench.stand
-        workers = wait_until_settled(self.server, stand.workers)
-        self.client = Client(
-            (LOOPBACK, stand.metadata_port),
-            self.bench.context,
-            METADATA_NAME,
-            self.bench.connections,
-        )
-        return self.client, workers
-
-    def __exit__(self, *_exc: object) -> None:
-        self.client.__exit__()
-        self.server.stop()
-        del self.bench.stand.processes[self.server.name]
+    def round(self) -> Round:
+        """Both applications, started anew, a slice of the instances at a time in turns."""
+        result = Round()
+        stand = self.stand
+        with contextlib.ExitStack() as stack:
+            ours = stack.enter_context(
+                Side(self, stand.start_gunicorn(), stand.metadata_port, trivial=False)
+            )
+            trivial = stack.enter_context(
+                Side(self, start_trivial(stand, self.length), self.trivial_port, trivial=True)
+            )
+            for side in (ours, trivial):
+                side.boot(self.others, Storm())
+            for booters in self.slices:
+                ours.boot(booters, result.ours)
+                trivial.boot(booters, result.trivial)
+            forget(stand)
+            for booters in self.slices:
+                ours.boot(booters, result.new)
+                trivial.boot(booters, result.later_trivial)
+                ours.boot(booters, result.again)
+        return result
 
 
 # ---- the results -------------------------------------------------------------------------------
 
 
-def results_of(
-    ours: Sequence[Round],
-    new: Sequence[Round],
-    again: Sequence[Round],
-    trivial: Sequence[Round],
-) -> dict[str, float]:
-    """The numbers of the rounds: medians, and medians of each round's ratio to its neighbour."""
+def results_of(rounds: Sequence[Round]) -> dict[str, float]:
+    """The numbers: medians of the rounds, and of the ratios within each round."""
+    middle = statistics.median
     results: dict[str, float] = {}
-    for name, rounds in (
-        ("storm", ours),
-        ("storm.new", new),
-        ("storm.again", again),
-        ("storm.trivial", trivial),
+    for name, storms, beside in (
+        ("storm", [each.ours for each in rounds], [each.trivial for each in rounds]),
+        ("storm.trivial", [each.trivial for each in rounds], None),
+        ("storm.new", [each.new for each in rounds], [each.later_trivial for each in rounds]),
+        ("storm.again", [each.again for each in rounds], [each.later_trivial for each in rounds]),
     ):
-        outcomes = [each.outcome for each in rounds]
-        middle = statistics.median
+        outcomes = [storm.outcome for storm in storms]
         results |= {
             f"metadata.{name}.rate": middle(o.rate for o in outcomes),
             f"metadata.{name}.p50_ms": middle(o.percentile(0.5) * 1e3 for o in outcomes),
             f"metadata.{name}.p99_ms": middle(o.percentile(0.99) * 1e3 for o in outcomes),
-            f"metadata.{name}.cpu_us": middle(each.cpu_us for each in rounds),
+            f"metadata.{name}.cpu_us": middle(storm.cpu_us for storm in storms),
             f"metadata.{name}.nginx_cpu_us": middle(
-                each.nginx_cpu / len(each.outcome.latencies) * 1e6 for each in rounds
+                storm.nginx_cpu / len(storm.outcome.latencies) * 1e6 for storm in storms
             ),
             f"metadata.{name}.client_cpu_us": middle(
                 o.cpu_seconds / len(o.latencies) * 1e6 for o in outcomes
             ),
             f"metadata.{name}.errors": float(sum(len(o.errors) for o in outcomes)),
         }
-        if rounds is trivial:
+        if beside is None:
             continue
-        pairs = list(zip(rounds, trivial, strict=True))
+        pairs = list(zip(storms, beside, strict=True))
         results |= {
             f"metadata.{name}.rate_ratio": middle(
                 a.outcome.rate / b.outcome.rate for a, b in pairs
@@ -447,10 +486,6 @@ def show(results: dict[str, float]) -> None:
 
 def run(*, instances: int, rounds: int, workers: int, connections: int) -> dict[str, float]:
     """Run the storms, print a table; returns the numbers by their dotted names."""
-    ours: list[Round] = []
-    new: list[Round] = []
-    again: list[Round] = []
-    trivial: list[Round] = []
     with Stand(workers=workers) as stand:
         # Each round starts a gunicorn of its own.
         stand.processes.pop("gunicorn").stop()
@@ -458,23 +493,25 @@ def run(*, instances: int, rounds: int, workers: int, connections: int) -> dict[
         requests = len(bench.booters[0].asks)
         print(
             f"boot storm: {instances} instances of {requests} requests, {AT_ONCE} at once,"
-            f" {connections} connections, {workers} workers, {rounds} rounds"
+            f" {connections} connections, {workers} workers, {rounds} rounds",
+            flush=True,
         )
+        done: list[Round] = []
         for number in range(rounds):
-            ours.append(bench.ours())
-            trivial.append(bench.trivial())
-            for storms, storm in zip((new, again), bench.further(), strict=True):
-                storms.append(storm)
-            lasts = [storms[-1] for storms in (ours, trivial, new, again)]
-            titles = ("ours", "trivial", "unknown", "again")
-            said = (
-                f"{title} {storm.outcome.rate:.0f}/s {storm.cpu_us:.0f} us"
-                for title, storm in zip(titles, lasts, strict=True)
-            )
+            last = bench.round()
+            done.append(last)
+            storms = {
+                "ours": last.ours,
+                "trivial": last.trivial,
+                "unknown": last.new,
+                "again": last.again,
+                "trivial later": last.later_trivial,
+            }
+            said = (f"{k} {v.outcome.rate:.0f}/s {v.cpu_us:.0f} us" for k, v in storms.items())
             print(f"round {number + 1}: {', '.join(said)}", flush=True)
-            for error in [error for storm in lasts for error in storm.outcome.errors][:5]:
+            for error in [e for storm in storms.values() for e in storm.outcome.errors][:5]:
                 print(f"  wrong: {error}")
-        results = results_of(ours, new, again, trivial)
+        results = results_of(done)
         results["metadata.storm.instances"] = float(instances)
         results["metadata.storm.requests"] = float(requests)
         results["metadata.storm.workers"] = float(workers)
