@@ -647,16 +647,9 @@ def _of_failure(failure: Failure) -> Problem:
 def _caller(request: Request, account: Account | None) -> Caller:
     return Caller(
         account_id=account.id if account is not None else "",
-        address=client_address(request.environ),
+        address=str(request.environ.get("mooring.client_address") or ""),
         request_id=str(request.environ.get("mooring.request_id", "")),
     )
-
-
-def client_address(environ: WSGIEnvironment) -> str:
-    """The client's address for the audit trail: what NGINX set, else the connection's."""
-    known = environ.get("mooring.client_address")
-    forwarded = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
-    return str(known or forwarded or environ.get("REMOTE_ADDR") or "")
 
 
 def _flag(wanted: Mapping[str, Any], name: str) -> bool:

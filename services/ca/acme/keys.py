@@ -6,79 +6,91 @@ whoever runs an ACME client (`certbot --eab-kid ... --eab-hmac-key ...`). The se
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
-
-import webob
+from typing import Any, Final
 
 from services.ca.acme import jws
 from services.ca.acme.rules import parse_rules
-from services.ca.acme.store import ExternalKey, Store, text
+from services.ca.acme.store import ExternalKey, Store, Within, new_id, text
+from services.ca.authority import Actor, entry
+from services.ca.ledger import Ledger
 from services.ca.refusal import Refused
-from services.core.edge import Handler, Request, Router, json_response
+from services.ca.wire import Answer, json_answer
+from services.core.database import Writer
+from services.core.edge import Handler, Request
 from services.core.errors import Failure
-from services.core.identity import ClientIdentity
-from services.core.policy import enforce
 
 # A hundred names and networks of the longest kind are some 30 kB.
 BODY_LIMIT: Final = 64 * 1024
 
+PATH: Final = "/v1/acme/keys"
+
 _NO_STORE: Final = ("Cache-Control", "no-store")
 
 
-class Note(Protocol):
-    """Writes into the audit trail what a client did."""
-
-    def __call__(
-        self, request: Request, client: ClientIdentity, action: str, detail: Mapping[str, Any]
-    ) -> None: ...  # pragma: no cover
+Authorise = Callable[[Request, str], Actor]
+"""Given a request and the name of a policy rule: who asks, if the rule lets it; raises Failure."""
 
 
 def key_routes(
     store: Store,
+    ledger: Ledger,
     profiles: Iterable[str],
-    note: Note,
+    authorise: Authorise,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> list[tuple[str, str, str, Handler]]:
-    """The routes, for the API's Router; `profiles` are the names of those given over ACME."""
+    """The routes, for the API's Router; `profiles` are the names of those given over ACME.
+
+    What was made or withdrawn is in the audit trail by the same transaction.
+    """
     known = frozenset(profiles)
 
-    def create(request: Request, _match: Mapping[str, str]) -> webob.Response:
-        client = enforce("acme-key:create", request.client)
+    def noted(actor: Actor, action: str, key_id: str, more: Mapping[str, Any]) -> Within:
+        detail = {"key_id": key_id, "rules": json.dumps(dict(more)), "via": actor.via}
+
+        def within(writer: Writer) -> None:
+            ledger.append(writer.connection, [entry(actor, action, "done", detail, clock())])
+
+        return within
+
+    def create(request: Request, _match: Mapping[str, str]) -> Answer:
+        actor = authorise(request, "acme-key:create")
         try:
             rules = parse_rules(request.json_object(BODY_LIMIT))
         except Refused as refused:
             raise Failure(400, refused.reason, field=refused.field) from None
         if rules.profile is not None and rules.profile not in known:
             raise Failure(400, "is not given over ACME", field="/profile")
-        made, secret = store.create_external_key(rules, created_by=client.user, now=clock())
-        note(request, client, "acme-key-create", {"key_id": made.id, **rules.document()})
+        key_id = new_id()
+        made, secret = store.create_external_key(
+            rules,
+            key_id=key_id,
+            created_by=actor.label,
+            now=clock(),
+            within=noted(actor, "acme-key-create", key_id, rules.document()),
+        )
         document = {**shown(made), "key": jws.encode(secret)}
-        location = f"{request.script_name}/v1/acme/keys/{made.id}"
-        return json_response(document, 201, [("Location", location), _NO_STORE])
+        headers = [("Location", f"{PATH}/{key_id}"), _NO_STORE]
+        return json_answer(document, "201 Created", headers)
 
-    def index(request: Request, _match: Mapping[str, str]) -> webob.Response:
-        enforce("acme-key:list", request.client)
-        return json_response({"keys": [shown(each) for each in store.external_keys()]})
+    def index(request: Request, _match: Mapping[str, str]) -> Answer:
+        authorise(request, "acme-key:list")
+        return json_answer({"keys": [shown(each) for each in store.external_keys()]})
 
-    def delete(request: Request, match: Mapping[str, str]) -> webob.Response:
-        client = enforce("acme-key:delete", request.client)
-        if not store.delete_external_key(match["id"]):
+    def delete(request: Request, match: Mapping[str, str]) -> Answer:
+        actor = authorise(request, "acme-key:delete")
+        within = noted(actor, "acme-key-delete", match["id"], {})
+        if not store.delete_external_key(match["id"], within=within):
             raise Failure(404, "there is no such key")
-        note(request, client, "acme-key-delete", {"key_id": match["id"]})
-        return webob.Response(status=204, headerlist=[])
+        return Answer(status="204 No Content", media_type=None)
 
     return [
-        ("POST", "/v1/acme/keys", "acme-key:create", create),
-        ("GET", "/v1/acme/keys", "acme-key:list", index),
-        ("DELETE", "/v1/acme/keys/{id}", "acme-key:delete", delete),
+        ("POST", PATH, "acme-key:create", create),
+        ("GET", PATH, "acme-key:list", index),
+        ("DELETE", PATH + "/{id}", "acme-key:delete", delete),
     ]
-
-
-def key_application(store: Store, profiles: Iterable[str], note: Note) -> Router:
-    """The same routes as an application of their own."""
-    return Router(key_routes(store, profiles, note))
 
 
 def shown(key: ExternalKey) -> dict[str, Any]:

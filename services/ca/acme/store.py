@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -127,6 +127,10 @@ class Job:
     identifier: Identifier
     account_id: str
     lease: str
+
+
+Within = Callable[[Writer], None]
+"""Work that belongs into a transaction of ours."""
 
 
 class Refusal(Exception):
@@ -277,11 +281,22 @@ class Store:
     # ---- external accounts -------------------------------------------------------------------
 
     def create_external_key(
-        self, rules: KeyRules, *, created_by: str, now: datetime
+        self,
+        rules: KeyRules,
+        *,
+        created_by: str,
+        now: datetime,
+        key_id: str | None = None,
+        within: Within | None = None,
     ) -> tuple[ExternalKey, bytes]:
-        """Make a key for external accounts; the key itself is readable this once only."""
-        key_id, key = new_id(), secrets.token_bytes(EXTERNAL_KEY_BYTES)
+        """Make a key for external accounts: its entry and the secret, which is given this once.
+
+        `within` is done in the same transaction.
+        """
+        key_id, key = key_id or new_id(), secrets.token_bytes(EXTERNAL_KEY_BYTES)
         with self.database.write() as writer:
+            if within is not None:
+                within(writer)
             writer.connection.execute(
                 insert(_KEY).values(
                     id=key_id,
@@ -307,10 +322,15 @@ class Store:
             ).all()
         return [_external_key(row) for row in rows]
 
-    def delete_external_key(self, key_id: str) -> bool:
-        """Delete a key: no account is made with it, and its accounts order nothing any more."""
+    def delete_external_key(self, key_id: str, *, within: Within | None = None) -> bool:
+        """Delete a key: no account is made with it, and its accounts order nothing any more.
+
+        `within` is done in the same transaction if there is such a key; False if there is none.
+        """
         with self.database.write() as writer:
             count = writer.connection.execute(delete(_KEY).where(_KEY.c.id == key_id)).rowcount
+            if count and within is not None:
+                within(writer)
         return bool(count)
 
     # ---- orders ------------------------------------------------------------------------------

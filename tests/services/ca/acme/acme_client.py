@@ -145,7 +145,7 @@ def flattened(
     return {"protected": protected, "payload": text, "signature": signature, **changes}
 
 
-def binding(kid: str, secret: bytes, jwk: Mapping[str, str], url: str, **header: Any) -> Any:
+def binding(kid: str, secret: bytes, jwk: Mapping[str, str], url: str, /, **header: Any) -> Any:
     """An external account binding."""
     head = {"alg": "HS256", "kid": kid, "url": url, **header}
     protected = b64(json.dumps(head).encode())
@@ -178,7 +178,7 @@ class Client:
     def nonce(self) -> str:
         return call(self.app, "HEAD", "/new-nonce").nonce
 
-    def header(self, url: str, **changes: Any) -> dict[str, Any]:
+    def header(self, url: str, /, **changes: Any) -> dict[str, Any]:
         algorithm = jwk_of(self.key.public_key()).algorithm
         header: dict[str, Any] = {"alg": algorithm, "nonce": self.nonce(), "url": url}
         header |= {"kid": self.kid} if self.kid else {"jwk": self.jwk}
