@@ -22,6 +22,7 @@ import os
 import shlex
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -64,6 +65,10 @@ LATE_INTERVALS = 2
 
 # NGINX loads some MB of lists in well under a second; a command that hangs must not hang us.
 RELOAD_SECONDS = 30
+
+# Seconds between two reloads. Each leaves a generation of NGINX's workers behind that ends with its
+# last connection, and a watching agent's connection lasts a minute.
+RELOAD_GAP = 0.2
 
 
 class Severity(enum.IntEnum):
@@ -255,17 +260,20 @@ class NginxFile:
     path: Path
     reload: tuple[str, ...] = ()
 
-    def refresh(
-        self, lists: Sequence[bytes], root_crl: x509.CertificateRevocationList, now: datetime
-    ) -> bool:
-        """Write the complete lists (DER) and the root's, and reload, if the file is another one.
+    def refresh(self, read: Callable[[], bytes]) -> bool:
+        """Write what `read` returns (`nginx_pem`), and reload, if the file holds something else.
 
         Returns whether there was something to do. A reload that failed is tried again at the next
-        call. Several processes may call at once. Raises FileRefused and ReloadFailed, and OSError
+        call. Several processes may call at once: each reads when its turn has come, so that none
+        writes an older list over a newer one. Raises ReloadFailed, what `read` raises, and OSError
         if the file cannot be written; the old file is whole then.
         """
-        data = nginx_pem(lists, root_crl, now)
-        with self._locked():
+        with self._locked() as lock:
+            # after many revocations at once, the first of those that wait finds them all
+            since = time.time() - os.fstat(lock).st_mtime
+            if 0 <= since < RELOAD_GAP:
+                time.sleep(RELOAD_GAP - since)
+            data = read()
             unread = self.path.with_name(f".{self.path.name}.unread")
             same = _content(self.path) == data
             if same and not unread.exists():
@@ -273,12 +281,13 @@ class NginxFile:
             if not same:
                 unread.touch()
                 files.write_data(self.path, data)
+            os.utime(lock)
             self._run_reload()
             unread.unlink(missing_ok=True)
         return True
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[int]:
         lock = os.open(
             self.path.with_name(f".{self.path.name}.lock"),
             os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
@@ -286,7 +295,7 @@ class NginxFile:
         )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            yield lock
         finally:
             os.close(lock)
 
@@ -408,24 +417,25 @@ class Publisher:
 
         Raises as `run`.
         """
-        root_crl = self.root_crl()
-        now = self.clock()
-        self._warn(root_crl, now)
+        self._warn(self.root_crl(), self.clock())
         if self.nginx is None:
             return False
         # lists may be megabytes, and this is asked every few seconds
         state = self._file_state()
         if state == self._refreshed:
             return False
-        latest = [self.ledger.latest_crl(authority) for authority in self.issuers]
-        lists = [each.der for each in latest if each is not None]
-        if len(lists) != len(latest):
-            raise FileRefused("an authority has no list yet")
-        changed = self.nginx.refresh(lists, root_crl, now)
+        changed = self.nginx.refresh(self._nginx_pem)
         self._refreshed = (state[0], *self._file_state()[1:])
         if changed:
             LOG.info("file for NGINX written", file=str(self.nginx.path))
         return changed
+
+    def _nginx_pem(self) -> bytes:
+        latest = [self.ledger.latest_crl(authority) for authority in self.issuers]
+        lists = [each.der for each in latest if each is not None]
+        if len(lists) != len(latest):
+            raise FileRefused("an authority has no list yet")
+        return nginx_pem(lists, self.root_crl(), self.clock())
 
     def _file_state(self) -> tuple[tuple[int | None, ...], object, object]:
         """The numbers of the lists, and what tells a changed file of the root's and of NGINX's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import subprocess
@@ -633,8 +634,9 @@ def test_two_processes_keep_one_file(publisher, ledger, issuer, tmp_path, now, h
             code = 1
             try:
                 crl = build_crl(hierarchy.intermediate, number=100 + number, now=now)
-                for _ in range(20):
-                    NginxFile(path).refresh([crl_der(crl)], root, now)
+                for _ in range(5):
+                    data = nginx_pem([crl_der(crl)], root, now)
+                    NginxFile(path).refresh(lambda data=data: data)
                 code = 0
             finally:
                 os._exit(code)
@@ -647,6 +649,50 @@ def test_two_processes_keep_one_file(publisher, ledger, issuer, tmp_path, now, h
             children.remove(pid)
     assert not list(tmp_path.glob("*.tmp"))
     assert not path.with_name(f".{path.name}.unread").exists()
+
+
+def test_whoever_waits_writes_the_newest(publisher, ledger, issuer, tmp_path, now):
+    """A list that was published while it waited for its turn is not undone by an older one."""
+    publisher.run()
+    path = publisher.nginx.path
+    publish(ledger, issuer, now=now, periods=PERIODS, force=True)
+    begun = threading.Event()
+    locked = publisher.nginx._locked
+
+    class Waiting(NginxFile):
+        def _locked(self):
+            begun.set()
+            return locked()
+
+    publisher.nginx = Waiting(path, publisher.nginx.reload)
+    thread = threading.Thread(target=publisher.refresh)
+    with path.with_name(f".{path.name}.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread.start()
+        assert begun.wait(30)
+        newest = publish(ledger, issuer, now=now, periods=PERIODS, force=True)
+    thread.join(30)
+    assert crl_der(listed(path)[0]) == newest.complete.der
+
+
+def test_many_revocations_at_once_are_few_reloads(publisher, ledger, clock, now):
+    """Those that wait for their turn find that it is done: fewer reloads than revocations."""
+    publisher.run()
+    (authority,) = publisher.issuers
+    for serial in range(1, 13):
+        add(ledger, authority, serial, now)
+
+    def one(serial: int) -> None:
+        revoke(ledger, authority, serial, now)
+        publisher.revoked(authority)
+
+    threads = [threading.Thread(target=one, args=(serial,)) for serial in range(1, 13)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(listed(publisher.nginx.path)[0]) == 12
+    assert 2 <= reloads(publisher) <= 10
 
 
 def test_options_make_a_publisher(ledger, authorities, directory, tmp_path):
