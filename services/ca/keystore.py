@@ -45,7 +45,7 @@ from cryptography.x509.oid import NameOID
 
 from services.ca import files
 from services.ca.crl import Revocation, build_crl
-from services.ca.hierarchy import issuing_name
+from services.ca.hierarchy import NAME_KEY_BYTES, issuing_name
 from services.ca.issue import create_root, issue
 from services.ca.keys import (
     KeyType,
@@ -55,6 +55,7 @@ from services.ca.keys import (
     key_identifier,
     signature_hash,
 )
+from services.ca.names import title
 from services.ca.profiles import INTERMEDIATE, ROOT, Profile
 from services.ca.request import parse_csr
 from services.ca.signer import Issuer, KeySigner, Signer
@@ -685,8 +686,10 @@ def prepare(
     """Make an intermediate's key and request in pending/ID; return that directory.
 
     The common name is NAME, "Issuing CA" and the head of the key's identifier: new with every key.
-    With `key_uri` the key is one that a PKCS #11 token holds already. Raises KeystoreError.
+    With `key_uri` the key is one that a PKCS #11 token holds already. Raises KeystoreError, and
+    Refused for a name that is too long.
     """
+    _check_name(name)
     make_directory(directory, PUBLIC_DIRECTORY_MODE)
     above = directory / "pending"
     make_directory(above, DIRECTORY_MODE)
@@ -731,6 +734,11 @@ def _make_request(
         return token, token.sign_request(_request_builder(issuing_name(name, token)))
     except Pkcs11Error as error:
         raise KeystoreError(staged / "key.uri", str(error)) from None
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name with which an intermediate's would not fit, before anything is made."""
+    title(f"{name} Issuing CA {'0' * 2 * NAME_KEY_BYTES}", "/common_name")
 
 
 def _request_builder(common_name: str) -> x509.CertificateSigningRequestBuilder:
@@ -892,6 +900,7 @@ def create(
     that was interrupted can be made again. Raises KeystoreError and Refused.
     """
     keep = directory / "root" if offline is None else offline
+    _check_name(name)
     root_secret = root_passphrase or passphrase
     make_directory(directory, PUBLIC_DIRECTORY_MODE)
     if not (keep / "root.key").exists():

@@ -143,7 +143,7 @@ def _question(what: str, create: bool) -> Callable[[], bytes]:
     def ask() -> bytes:
         if found:
             return found[0]
-        if not sys.stdin.isatty():
+        if not _has_terminal():
             raise Failed(f"no passphrase for {what}: give --passphrase-file", 2)
         text: str = click.prompt(
             f"Passphrase of {what}", hide_input=True, confirmation_prompt=create, err=True
@@ -154,6 +154,10 @@ def _question(what: str, create: bool) -> Callable[[], bytes]:
         return found[0]
 
     return ask
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def for_key(key: Path, found: Callable[[], bytes] | None) -> Callable[[], bytes] | None:
