@@ -204,7 +204,10 @@ class Validator:
         for _ in range(REDIRECTS + 1):
             status, location, body = self._get(url, deadline)
             if status in (301, 302, 303, 307, 308) and location is not None:
-                url = urljoin(url, location)
+                try:
+                    url = urljoin(url, location)
+                except ValueError:
+                    raise Problem("connection", "a redirect leads to what is no URL") from None
                 continue
             if status != 200:
                 raise Problem("incorrectResponse", f"the web server answered with status {status}")
@@ -260,7 +263,7 @@ class Validator:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise Problem("connection", "a redirect leads to something that is no URL") from None
+            raise Problem("connection", "a redirect leads to what is no URL") from None
         ports = {"http": self.http_port, "https": self.tls_port}
         usual = {"http": 80, "https": 443}
         if parts.scheme not in ports or parts.username is not None or not parts.hostname:

@@ -163,6 +163,11 @@ class Validation:
                 )
             except Problem as error:
                 problem = error
+            except Exception as error:
+                # a mistake of ours, met by what a stranger's server said: the challenge ends, for
+                # it would meet it again and again, and the log says which it was
+                LOG.error("acme validation broke", kind=job.challenge.type, error=repr(type(error)))
+                return Problem("serverInternal", "the validation broke off")
             else:
                 return None
         return problem
