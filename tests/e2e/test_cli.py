@@ -9,8 +9,8 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def created(house, tmp_path):
-    """An instance made by `mooring instance create`, and its record."""
+def created(house, red):
+    """An instance made by `mooring instance create`, and its record; `red` keeps the network."""
     space = house.stand.add_instance(
         "c1000000-0000-4000-8000-000000000001", "red", "10.1.0.250/24", "10.1.0.2"
     )
