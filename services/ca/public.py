@@ -18,7 +18,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -50,6 +50,9 @@ LIST_SECONDS = 300
 CERTIFICATE_SECONDS = 86400
 
 RETRY_AFTER = "5"
+
+# Until a key that did not sign is tried again: anybody may ask for a list.
+RETRY = timedelta(seconds=5)
 
 CRL_TYPE, CERTIFICATE_TYPE = "application/pkix-crl", "application/pkix-cert"
 REQUEST_TYPE, RESPONSE_TYPE = "application/ocsp-request", "application/ocsp-response"
@@ -110,6 +113,7 @@ class Public:
         self._root_crl = x509.load_pem_x509_crl(authorities.root_crl_pem)
         self._root_mark: object = None
         self._shown: dict[str, _Shown] = {}
+        self._failed: dict[str, datetime] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request; raises Failure."""
@@ -179,11 +183,15 @@ class Public:
 
     def _publish(self, authority: str, now: datetime) -> None:
         publisher = self._publisher
+        failed = self._failed.get(authority)
+        if failed is not None and abs(now - failed) < RETRY:
+            return
         try:
             publish(self._ledger, publisher.issuers[authority], now=now, periods=publisher.periods)
         except Unavailable:
             raise
         except Exception as error:  # a key in a token raises anything; the last list still holds
+            self._failed[authority] = now
             LOG.error("publishing failed", authority=authority, reason=type(error).__name__)
 
     # ---- OCSP --------------------------------------------------------------------------------

@@ -176,8 +176,10 @@ def configure(stand: Stand, ports: dict[str, int]) -> None:
     nginx = stand.etc / "nginx"
     tls = nginx / "tls-server.conf"
     text = tls.read_text()
-    assert f"#ssl_crl {stand.etc}/pki/crl.pem;" in text
-    tls.write_text(text.replace("#ssl_crl", "ssl_crl"))
+    assert "#ssl_crl /var/lib/mooring/crl.pem;" in text
+    tls.write_text(
+        text.replace("#ssl_crl /var/lib/mooring/crl.pem", f"ssl_crl {stand.etc}/pki/crl.pem")
+    )
     block = nginx / "ca.conf"
     text = block.read_text()
     for listen, port in (("listen 8776", "api"), ("listen 8080", "public")):

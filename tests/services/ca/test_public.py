@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
 import pytest
@@ -19,11 +21,18 @@ from hypothesis import strategies as st
 
 from services.ca import keystore, ocsp, public, service
 from services.ca.authority import Actor, Authority
+from services.ca.crl import CRL_LIFETIME, KEPT_AFTER_END, ROOT_CRL_LIFETIME
 from services.ca.hierarchy import create_hierarchy
 from services.ca.keystore import RetiredIssuer, Urls
 from services.ca.ledger import Ledger
 from services.ca.profile_file import SHIPPED
-from services.ca.publication import Follower, Publisher
+from services.ca.publication import (
+    LATE_INTERVALS,
+    ROOT_CRITICAL,
+    ROOT_WARNING,
+    Follower,
+    Publisher,
+)
 from services.ca.request import make_request
 from services.core import readiness
 from services.core.database import Database, Unavailable
@@ -344,7 +353,11 @@ def test_a_key_that_does_not_sign_leaves_the_old_list(site, monkeypatch):
     monkeypatch.setattr(public, "publish", broken)
     site.now += DAY
     assert site.get(path).body == first.body
-    assert hits == [1]
+    assert site.get(path).body == first.body
+    assert hits == [1], "not at each request"
+    site.now += public.RETRY
+    assert site.get(path).body == first.body
+    assert hits == [1, 1]
 
 
 def test_a_new_root_list_is_served_without_a_restart(site):
@@ -545,6 +558,31 @@ def test_the_application_is_built_from_mooring_conf(sqlite_url, tmp_path, now, m
     finally:
         for name in list(readiness._checks):
             readiness.unregister(name)
+
+
+def test_the_page_says_what_is_served(quiet):
+    """docs/revocation.md: every path, type and number that a client may rely on."""
+    page = (Path(__file__).parents[3] / "docs" / "revocation.md").read_text()
+    for path in re.findall(r"`(/(?:crl|ca)/[^`]+)`", page):
+        answer = quiet.get(path.replace("ID", quiet.id))
+        assert answer.status == 200, path
+        assert answer.headers["Content-Type"] in page
+    assert {"/crl/ID.crl", "/crl/ID-delta.crl", "/ca/ID.cer"} <= set(
+        re.findall(r"`(/[^`]+)`", page)
+    )
+    for text in (
+        f"`max-age` of {public.LIST_SECONDS // 60} minutes",
+        f"Up to {ocsp.CERTIFICATES_LIMIT} certificates in a request of up to"
+        f" {ocsp.REQUEST_LIMIT // 1024} KiB",
+        f"A nonce of {ocsp.NONCE_LEAST} to {ocsp.NONCE_GREATEST} octets",
+        f"Answers hold for {ocsp.ANSWER_LIFETIME // timedelta(hours=1)} hours",
+        f"An entry stays for {KEPT_AFTER_END.days} days",
+        f"| complete, of an intermediate | {CRL_LIFETIME.days} days",
+        f"| complete, of the root | {ROOT_CRL_LIFETIME.days} days",
+        f"within {ROOT_WARNING.days} days, {ROOT_CRITICAL.days} days",
+        f"{LATE_INTERVALS} × `crl_interval`",
+    ):
+        assert text in page
 
 
 def test_a_certificate_of_this_date_reads_as_http_wants_it(now):
