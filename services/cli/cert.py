@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+Secret = Callable[[], str | None]
+"""A token, read only when it is needed: its file may be gone once it was used."""
+
 DEFAULT_DIRECTORY = "/etc/mooring/certificates"
 
 RELOAD_TIMEOUT = 120.0
@@ -202,8 +205,7 @@ def request(
         from services.cli.cert_local import absolute_config
 
         options = dataclasses.replace(options, local=absolute_config(config), ca_url=None)
-    secret = _token(token, token_file)
-    _ensure(settings, directory, name, what, options, secret)
+    _ensure(settings, directory, name, what, options, lambda: _token(token, token_file))
 
 
 @group.command("self-signed", short_help="Make a server's certificate that signs itself.")
@@ -257,7 +259,7 @@ def self_signed(
     except Refused as error:
         raise Failed(f"{error.field}: {error.reason}", 2) from None
     options = _options(settings, None, renew_before, reload_command, bundle)
-    _ensure(settings, directory, name, what, options, None)
+    _ensure(settings, directory, name, what, options, _no_token)
 
 
 @group.command(short_help="Renew what is due.")
@@ -450,7 +452,7 @@ def _ensure(
     name: str,
     what: Wanted,
     options: Options,
-    token: str | None,
+    token: Secret,
 ) -> None:
     """Make what is wanted be there, and say what was done."""
     from services.cli import cert_store
@@ -484,7 +486,7 @@ def _renew_one(
     if held is None:
         raise Failed(f"there is no certificate {name} in {store.directory}", 4)
     if force or now >= held.due:
-        return _make(settings, store, name, held.wanted, held.options, None, held)
+        return _make(settings, store, name, held.wanted, held.options, _no_token, held)
     if not quiet:
         click.echo(f"{name}: not due before {when(held.due)}")
     _reload(store, held)
@@ -497,7 +499,7 @@ def _make(
     name: str,
     what: Wanted,
     options: Options,
-    token: str | None,
+    token: Secret,
     held: Held | None,
 ) -> Held:
     """Make a new generation and tell what was written."""
@@ -531,7 +533,7 @@ def _obtain(
     what: Wanted,
     options: Options,
     csr: str,
-    token: str | None,
+    secret: Secret,
     held: Held | None,
 ) -> Sequence[x509.Certificate]:
     """Ask the service; returns the chain, leaf first."""
@@ -543,13 +545,14 @@ def _obtain(
         document["lifetime"] = what.lifetime
     headers = {"Accept": "application/x-pem-file"}
     path = "/v1/certificates"
-    itself = held is not None and held.is_client and token is None
-    if itself and held is not None and held.certificate.not_valid_after_utc > cert_store.present():
+    alive = held is not None and held.certificate.not_valid_after_utc > cert_store.present()
+    if held is not None and alive and held.is_client:
         path = "/v1/certificates/renew"
         full, key = held.path / "fullchain.pem", held.path / "key.pem"
         asking = dataclasses.replace(asking, tls_cert=str(full), tls_key=str(key))
     else:
         document["profile"] = what.profile
+        token = secret()
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
             # the token says who asks; two answers to that question would be one too many
@@ -659,6 +662,10 @@ def _check_command(command: str | None) -> None:
         raise Failed(f"--reload-command: {error}", 2) from None
     if not words:
         raise Failed("--reload-command: is empty", 2)
+
+
+def _no_token() -> None:
+    return None
 
 
 def _token(token: str | None, file: Path | None) -> str | None:

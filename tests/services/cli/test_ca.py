@@ -2,11 +2,15 @@
 
 import json
 import re
+import shlex
+import shutil
 import stat
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import click
 import pytest
 import sqlalchemy
 from click.testing import CliRunner, Result
@@ -402,3 +406,75 @@ def test_what_is_wrong_is_said_and_changes_nothing(
     result = mooring.run(*words, code=code)
     assert said in result.stderr
     assert set(mooring.tree()) <= {"passphrase"}
+
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "ca-operations.md").read_text(encoding="utf-8")
+UNITS = ROOT / "etc" / "systemd"
+
+
+def parsed(line: str) -> None:
+    """Parse a command line as the shell and click do, without running it; raises if it is wrong."""
+    words = shlex.split(line, comments=True)
+    assert words.pop(0) == "mooring", line
+    command: click.Command = main
+    context = click.Context(main, info_name="mooring")
+    while isinstance(command, click.Group):
+        inner = command.get_command(context, words.pop(0))
+        assert inner is not None, line
+        command, context = inner, click.Context(inner, parent=context, info_name=inner.name)
+    context.resilient_parsing = True  # no files are looked for
+    command.parse_args(context, words)
+    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    for word in words:
+        assert not word.startswith("--") or word.partition("=")[0] in known, line
+
+
+def test_the_pages_commands_are_real() -> None:
+    """Every command line of docs/ca-operations.md parses, with every option that it names."""
+    text = PAGE.replace("\\\n", " ")
+    lines = [line.strip().partition(" > ")[0] for line in text.splitlines()]
+    lines += re.findall(r"`(mooring [^`]+)`", text)
+    found = [line for line in lines if line.startswith("mooring ")]
+    assert len(found) >= 25
+    for line in found:
+        parsed(line)
+
+
+def test_the_pages_ansible_tasks_are_real() -> None:
+    """Both command lists of the Ansible tasks parse, and what they look for is printed."""
+    block = PAGE.partition("```yaml\n")[2].partition("```")[0]
+    inline = re.search(r"argv: \[([^]]+)\]", block)
+    assert inline is not None
+    parsed(" ".join(word.strip() for word in inline[1].split(",")))
+    words = re.findall(r"^      - (.+)$", block, re.MULTILINE)
+    assert words[:3] == ["mooring", "cert", "request"]
+    parsed(shlex.join(word.strip('"') for word in words))
+    assert "'wrote ' in request.stdout" in block
+
+
+def test_every_command_of_the_group_is_on_the_page() -> None:
+    """docs/ca-operations.md shows each command of `mooring ca`, and those of `mooring cert`."""
+    context = click.Context(main)
+    for group, without in (("ca", {"show", "acme-key"}), ("cert", {"show", "revoke", "release"})):
+        commands = main.get_command(context, group)
+        assert isinstance(commands, click.Group)
+        for name in set(commands.list_commands(context)) - without:
+            assert re.search(rf"`?mooring {group} {name}\b", PAGE), (group, name)
+
+
+def test_the_timers_command_is_real() -> None:
+    """The unit runs a command that exists, and the timer is for that unit."""
+    unit = (UNITS / "mooring-cert-renew.service").read_text()
+    started = re.search(r"^ExecStart=/usr/bin/env (.+)$", unit, re.MULTILINE)
+    assert started is not None
+    parsed(started[1])
+    assert (UNITS / "mooring-cert-renew.timer").exists()
+    if (analyze := shutil.which("systemd-analyze")) is not None:
+        done = subprocess.run(
+            [analyze, "verify", *UNITS.glob("mooring-cert-renew.*")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "mooring-cert-renew" not in done.stderr, done.stderr

@@ -284,6 +284,9 @@ def test_a_token_enrols_and_the_certificate_renews_itself(
     token.write_text(secret.stdout)
     arguments = ("cert", "request", "host7.example", "--profile", "host")
     mooring.run(*arguments, "--token-file", str(token), user=None)
+    token.unlink()
+    again = mooring.run(*arguments, "--token-file", str(token), user=None)
+    assert again.stdout.startswith("already there: ")
     first = mooring.certificate("host7.example")
     assert first.subject.rfc4514_string() in (
         "CN=host7.example,O=mooring:hosts",
@@ -293,7 +296,7 @@ def test_a_token_enrols_and_the_certificate_renews_itself(
     assert "not due" in mooring.run("cert", "renew", user=None).stdout
     assert mooring.ca.requests == []
     later(timedelta(days=5))
-    mooring.run("cert", "renew", user=None)
+    mooring.run(*arguments, "--token-file", str(token), user=None)  # as `cert renew`
     second = mooring.certificate("host7.example")
     assert mooring.ca.requests == ["POST /v1/certificates/renew"]
     assert second.subject == first.subject
