@@ -418,7 +418,7 @@ def parsed(line: str) -> None:
     words = shlex.split(line, comments=True)
     assert words.pop(0) == "mooring", line
     command: click.Command = main
-    context = click.Context(main, info_name="mooring")
+    context = click.Context(main, info_name="mooring", **main.context_settings)
     while isinstance(command, click.Group):
         inner = command.get_command(context, words.pop(0))
         assert inner is not None, line
