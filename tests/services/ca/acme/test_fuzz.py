@@ -42,7 +42,28 @@ PATHS = (
     "/certificate/{order}",
 )
 
-MEMBERS = ["identifiers", "type", "value", "csr", "status", "contact", "certificate", "reason", "onlyReturnExisting", "externalAccountBinding", "protected", "payload", "signature", "account", "oldKey", "jwk", "kty", "crv", "x", "y"]
+MEMBERS = [
+    "identifiers",
+    "type",
+    "value",
+    "csr",
+    "status",
+    "contact",
+    "certificate",
+    "reason",
+    "onlyReturnExisting",
+    "externalAccountBinding",
+    "protected",
+    "payload",
+    "signature",
+    "account",
+    "oldKey",
+    "jwk",
+    "kty",
+    "crv",
+    "x",
+    "y",
+]
 
 JSON = st.recursive(
     st.none()
