@@ -27,6 +27,8 @@ from middleware.errors import Errors
 from middleware.gatekeeper import Gatekeeper, parse_trusted
 from middleware.request_id import RequestId
 from services.ca import api, keystore, profile_file
+from services.ca.acme.keys import key_application
+from services.ca.acme.store import Store
 from services.ca.api import CertificateApi
 from services.ca.authority import Actor, Authority
 from services.ca.files import write_certificates, write_key
@@ -99,7 +101,13 @@ class Ca:
         self.fault = None
         self.lose_answer = False
         app: WSGIApplication = CertificateApi(self.authority, bundle_pem=authorities.bundle_pem())
-        pipeline = ClientCertificate(app, False)
+        keys = key_application(Store(self.database), ["server"], lambda *_noted: None)
+
+        def either(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            chosen = keys if environ["PATH_INFO"].startswith("/v1/acme/keys") else app
+            return chosen(environ, start_response)
+
+        pipeline = ClientCertificate(either, False)
         self.app = Gatekeeper(RequestId(Errors(pipeline, "json")), *parse_trusted("127.0.0.1"))
         self.http = TlsServer(("127.0.0.1", 0), Handler)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -554,6 +562,29 @@ def test_tokens_are_made_listed_and_deleted(mooring: Mooring) -> None:
         path.write_text(wrong)
         said = mooring.failure(*request, "--token-file", str(path), user=None, code=2)
         assert "token" in said
+
+
+def test_keys_for_external_accounts(mooring: Mooring) -> None:
+    """Made with rules and shown once; listed without the secret; deleted."""
+    made = mooring.run(
+        *("ca", "acme-key", "create", "--dns", "example.com", "--wildcards"),
+        *("--network", "192.0.2.0/24", "--lifetime", "7d", "-f", "json"),
+    )
+    document = json.loads(made.stdout)
+    assert (document["dns"], document["wildcards"]) == (["example.com"], True)
+    assert document["networks"] == ["192.0.2.0/24"]
+    assert datetime.fromisoformat(document["expires"]) > datetime.now(UTC) + timedelta(days=6)
+    listed = mooring.run("ca", "acme-key", "list", "-f", "json").stdout
+    assert document["id"] in listed
+    assert document["key"] not in listed
+    assert document["id"] in mooring.run("ca", "acme-key", "list").stdout
+    mooring.run("ca", "acme-key", "delete", document["id"])
+    mooring.failure("ca", "acme-key", "delete", document["id"], code=4)
+    assert "--wildcards belongs to --dns" in mooring.run(
+        "ca", "acme-key", "create", "--wildcards", code=2
+    ).stderr  # fmt: skip
+    said = mooring.failure("ca", "acme-key", "create", "--profile", "client", code=1)
+    assert "/profile" in said
 
 
 class Stop(Exception):
