@@ -294,6 +294,10 @@ class NginxFile:
             0o600,
         )
         try:
+            if os.geteuid() == 0:
+                # made by a command, and still the service's to open
+                owner = self.path.parent.stat()
+                os.fchown(lock, owner.st_uid, owner.st_gid)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield lock
         finally:
@@ -389,14 +393,18 @@ class Publisher:
         Returns the ids of authorities that have a new list. Raises Unavailable, FileRefused,
         ReloadFailed, KeystoreError and OSError.
         """
-        made = [
+        made = self.publish(force=force)
+        self.refresh()
+        return made
+
+    def publish(self, *, force: bool = False) -> list[str]:
+        """Make the lists that are due (all with `force`); return their ids. Raises Unavailable."""
+        return [
             authority
             for authority, issuer in self.issuers.items()
             if self._due(authority, force)
             and publish(self.ledger, issuer, now=self.clock(), periods=self.periods, force=force)
         ]
-        self.refresh()
-        return made
 
     def revoked(self, authority: str) -> None:
         """Publish at once what has just changed: for whoever revokes, after the commit.

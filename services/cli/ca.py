@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from services.cli.arguments import checked
+from services.cli.ca_publish import publish
 from services.cli.ca_service import acme_key, audit, token
 from services.cli.ca_site import (
     KEY_TYPES,
@@ -70,7 +71,7 @@ def group() -> None:
     """
 
 
-for _command in (audit, token, acme_key):
+for _command in (audit, publish, token, acme_key):
     group.add_command(_command)
 
 
