@@ -27,7 +27,7 @@ from middleware.errors import Errors
 from middleware.gatekeeper import Gatekeeper, parse_trusted
 from middleware.request_id import RequestId
 from services.ca import api, keystore, profile_file
-from services.ca.acme.keys import key_application
+from services.ca.acme.keys import key_routes
 from services.ca.acme.store import Store
 from services.ca.api import CertificateApi
 from services.ca.authority import Actor, Authority
@@ -39,7 +39,9 @@ from services.ca.request import make_request
 from services.cli import cert, cert_store, client
 from services.cli.main import main
 from services.core.database import Database, upgrade
+from services.core.edge import Request, Router
 from services.core.identity import ADMINS, OPERATORS
+from services.core.policy import enforce
 
 FILES = {"key.pem", "cert.pem", "chain.pem", "fullchain.pem", "request.json"}
 COMMAND = Actor("test", frozenset({ADMINS}), "", "", "command")
@@ -100,11 +102,17 @@ class Ca:
         self.fault: Callable[[WSGIEnvironment, StartResponse], Iterable[bytes] | None] | None
         self.fault = None
         self.lose_answer = False
-        app: WSGIApplication = CertificateApi(self.authority, bundle_pem=authorities.bundle_pem())
-        keys = key_application(Store(self.database), ["server"], lambda *_noted: None)
+        app = CertificateApi(self.authority, bundle_pem=authorities.bundle_pem())
+
+        def authorise(request: Request, rule: str) -> Actor:
+            caller = app._caller(request.environ)
+            enforce(rule, caller.client)
+            return caller.actor
+
+        keys = Router(key_routes(Store(self.database), self.ledger, ["server"], authorise))
 
         def either(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            chosen = keys if environ["PATH_INFO"].startswith("/v1/acme/keys") else app
+            chosen: WSGIApplication = keys if "/acme/" in environ["PATH_INFO"] else app
             return chosen(environ, start_response)
 
         pipeline = ClientCertificate(either, False)
