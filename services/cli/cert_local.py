@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from services.cli import ca_site
 from services.cli.ca_site import database_of, explained, passphrase, site
 from services.cli.settings import FORBIDDEN, Failed
 
@@ -54,9 +55,7 @@ def obtain(config: str, what: Wanted, csr: bytes) -> list[x509.Certificate]:
 
 def absolute_config(config: str | None) -> str:
     """The path of the mooring.conf that a renewal reads again; raises Failed if there is none."""
-    from services.cli.ca_site import DEFAULT_CONFIG
-
-    path = Path(config or DEFAULT_CONFIG)
+    path = Path(config or ca_site.DEFAULT_CONFIG)
     if not path.exists():
         raise Failed(f"{path} does not exist; --local needs the mooring.conf of this machine", 2)
     return str(path.absolute())

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 
 from services.ca import keystore, pkcs11
@@ -19,6 +20,7 @@ from services.ca.pkcs11 import Pkcs11Error, Pkcs11Signer, parse_uri
 from services.ca.profiles import ROOT, SERVER
 from services.ca.request import make_request
 from services.ca.signer import Issuer, KeySigner
+from services.cli.main import main
 
 MODULE = Path("/usr/lib/softhsm/libsofthsm2.so")
 PIN = b"2468"
@@ -192,6 +194,34 @@ def test_an_authority_in_a_token_lives_in_the_key_store(
     leaf.verify_directly_issued_by(authorities.active.certificate)
     assert certificate.public_key() == authorities.active.signer.public_key()
     assert key_identifier(authorities.active.signer.public_key()).hex() == place.name
+
+
+def test_the_ceremony_by_command_with_a_token(
+    tmp_path: Path, address: Callable[[KeyType], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mooring ca csr --key-uri`, and the rest as ever; the key store says where the key is."""
+    from services.cli import ca_site
+
+    monkeypatch.setattr(ca_site, "DEFAULT_CONFIG", str(tmp_path / "none.conf"))
+    for name, text in (("pin", PIN.decode()), ("passphrase", "of the root's key")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    server, offline = tmp_path / "ca", tmp_path / "root"
+
+    def run(*words: str | Path) -> str:
+        result = CliRunner().invoke(main, ["ca", *map(str, words)])
+        assert result.exit_code == 0, (result.stdout, result.stderr)
+        return result.stdout
+
+    safe = ("--root-directory", offline, "--passphrase-file", tmp_path / "passphrase")
+    here = ("--directory", server, "--passphrase-file", tmp_path / "pin")
+    run("root", "Root", *safe)
+    run("csr", "HSM", *here, "--key-uri", address(KeyType.P384))
+    request = next(server.glob("pending/*/request.csr"))
+    run("sign-intermediate", request, *safe, "-o", tmp_path / "i.pem")
+    run("install", tmp_path / "i.pem", *here, "--root", offline / "root.crt")
+    assert "pkcs11" in run("show", "--directory", server)
+    assert " good" in run("status", "--directory", server)
 
 
 def test_the_pin_may_come_from_a_file(tmp_path: Path, address: Callable[[KeyType], str]) -> None:

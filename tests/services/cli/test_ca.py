@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy
 from click.testing import CliRunner, Result
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from services.ca import keystore, profile_file
 from services.ca.authority import Actor, Authority
@@ -331,6 +332,46 @@ def test_the_audit_trail_is_shown_and_verified(made: Mooring, database: Database
     result = made.run("audit", "--verify", code=1)
     assert "broken at entry 2" in result.stderr
     assert json.loads(made.run("audit", "--verify", "-f", "json", code=1).stdout)["whole"] is False
+    database.close()
+
+
+def test_a_controllers_first_certificates_need_no_service(
+    made: Mooring, database: Database
+) -> None:
+    """--local: through the ledger and the trail like all others, and renewed the same way."""
+    where = made.base / "certificates"
+    made.environment["MOORING_CA_PASSPHRASE_FILE"] = None
+
+    def request(*words: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(
+            main,
+            ["cert", *words, "--directory", str(where)],
+            env={**made.environment, "MOORING_CA_URL": None, "MOORING_CERT": None},
+        )
+        assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+        return result
+
+    request("request", "controller", "--local", "--dns", "controller.example")
+    request("request", "ann", "--local", "--profile", "client", "--group", ADMINS)
+    again = request("request", "ann", "--local", "--profile", "client", "--group", ADMINS)
+    assert again.stdout.startswith("already there: ")
+    request("renew", "controller", "--force")
+    trail = json.loads(made.run("audit", "-f", "json").stdout)
+    assert [row["decision"] for row in trail] == ["intent", "done"] * 3
+    assert {row["actor"].partition(":")[0] for row in trail} == {"command"}
+    found = Ledger(database).by_fingerprint
+    for name in ("controller", "ann"):
+        data = (where / name / "cert.pem").read_bytes()
+        record = found(x509.load_pem_x509_certificate(data).fingerprint(SHA256()).hex())
+        assert record is not None
+        assert record.state == "issued"
+    assert "/dns_names" in request("request", "x", "--local", "--dns", "a_b", code=2).stderr
+    said = request("request", "x", "--local", "--profile", "none", code=1).stderr
+    assert said.startswith("Error: /profile: ")
+    said = request("request", "x", "--local", "--profile", "intermediate", code=1).stderr
+    assert said.startswith("Error: /issuer: ")
+    made.environment["MOORING_CONFIG"] = None
+    assert "--local needs the mooring.conf" in request("request", "y", "--local", code=2).stderr
     database.close()
 
 

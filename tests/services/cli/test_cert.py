@@ -465,6 +465,33 @@ def test_the_generation_before_is_kept_and_no_older(mooring: Mooring) -> None:
     assert (mooring.directory / "web").readlink() == Path(".web/0004")
 
 
+def test_a_timer_and_a_person_at_once_make_one(mooring: Mooring) -> None:
+    """Whoever comes second waits, and finds that it is there already."""
+    store = cert_store.CertificateStore(mooring.directory)
+    order: list[str] = []
+    inside, may_leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with store.locked("web"):
+            inside.set()
+            may_leave.wait(30)
+            order.append("first")
+
+    def second() -> None:
+        with cert_store.CertificateStore(mooring.directory).locked("web"):
+            order.append("second")
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    with store.locked("other"):  # another certificate is nobody's concern
+        may_leave.set()
+    for thread in threads:
+        thread.join(30)
+    assert order == ["first", "second"]
+
+
 def test_what_is_not_ours_is_not_touched(mooring: Mooring) -> None:
     """A directory that stands where a certificate would go stays as it is."""
     (mooring.directory / "web").mkdir(parents=True)
