@@ -48,68 +48,6 @@ from services.core.database import Database, upgrade
 
 pytestmark = pytest.mark.e2e
 
-INI = """
-[composite:main]
-paste.composite_factory = services.core.composite:by_path
-/acme = acme
-
-[pipeline:acme]
-pipeline = gatekeeper request_id errors healthcheck acme_server
-
-[app:acme_server]
-paste.app_factory = services.ca.acme.application:app_factory
-config = {etc}/mooring.conf
-
-[filter:gatekeeper]
-paste.filter_factory = middleware.gatekeeper:filter_factory
-trusted = unix
-
-[filter:request_id]
-paste.filter_factory = middleware.request_id:filter_factory
-
-[filter:errors]
-paste.filter_factory = middleware.errors:filter_factory
-style = json
-
-[filter:healthcheck]
-paste.filter_factory = middleware.healthcheck:filter_factory
-path = /healthz
-ready_path = /readyz
-"""
-
-NGINX = """
-worker_processes 1;
-pid {run}/nginx.pid;
-error_log {log}/nginx.error.log warn;
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    client_body_temp_path {run}/nginx-body;
-    proxy_temp_path {run}/nginx-proxy;
-    fastcgi_temp_path {run}/nginx-fastcgi;
-    uwsgi_temp_path {run}/nginx-uwsgi;
-    scgi_temp_path {run}/nginx-scgi;
-    server {{
-        listen {address}:{port} ssl;
-        ssl_certificate {etc}/server.crt;
-        ssl_certificate_key {etc}/server.key;
-        client_max_body_size 256k;
-        set $mooring_forwarded_for $remote_addr;
-        set $mooring_instance_id "";
-        set $mooring_tenant_id "";
-        set $mooring_signature_1 "";
-        set $mooring_network "";
-        set $mooring_time "";
-        set $mooring_signature_2 "";
-        set $mooring_forwarded "";
-        location / {{
-            include {proxy};
-            proxy_pass http://unix:{run}/ca.sock;
-        }}
-    }}
-}}
-"""
-
 
 class NameServer(socketserver.ThreadingUDPServer):
     """Authoritative for acme.test: every name is 127.0.0.1, TXT and aliases from tables."""
@@ -196,11 +134,12 @@ class AcmeStand:
     processes: list[Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.http_port, self.tls_port, self.port = free_port(), free_port(), free_port()
+        self.http_port, self.tls_port = free_port(), free_port()
+        self.port, self.public_port = free_port(), free_port()
         self.url = f"https://localhost:{self.port}/acme"
         self.root = self.directory / "ca" / "root.crt"
         self.names = NameServer(self.directory / "texts")
-        for name in ("texts", "etc", "run", "log", "www/.well-known/acme-challenge"):
+        for name in ("texts", "etc/pki", "run", "log", "www/.well-known/acme-challenge"):
             (self.directory / name).mkdir(parents=True)
 
     def write(self) -> None:
@@ -220,7 +159,8 @@ class AcmeStand:
             authorities.active,
             now=datetime.now(UTC),
         )
-        Credential(key, certificate, authorities.active.chain).write(etc, "server")
+        Credential(key, certificate, authorities.active.chain).write(etc / "pki", "server")
+        (etc / "pki" / "chain.crt").write_bytes(authorities.bundle_pem())
         database_url = f"sqlite:///{self.directory}/mooring.db"
         upgrade(database_url)
         self.database = Database(database_url)
@@ -233,17 +173,29 @@ class AcmeStand:
             f"http_port = {self.http_port}\ntls_port = {self.tls_port}\n"
             f"resolver = {self.names.address}\n"
         )
-        (etc / "acme.ini").write_text(INI.format(etc=etc))
-        (etc / "nginx.conf").write_text(
-            NGINX.format(
-                run=run,
-                log=self.directory / "log",
-                etc=etc,
-                address=LOOPBACK,
-                port=self.port,
-                proxy=ETC / "nginx" / "proxy.conf",
-            )
-        )
+        self.lay_out(etc, run)
+
+    def lay_out(self, etc: Path, run: Path) -> None:
+        """The shipped files of the certificate service, with paths and ports moved."""
+        moved = {
+            "/etc/mooring": str(etc),
+            "/run/mooring": str(run),
+            "/var/log/mooring": str(self.directory / "log"),
+            "listen 8776": f"listen {LOOPBACK}:{self.port}",
+            "listen 8080": f"listen {LOOPBACK}:{self.public_port}",
+            # this controller serves nothing else
+            f"include {etc}/nginx/metadata.conf;": "",
+            f"include {etc}/nginx/operators.conf;": "",
+            f"#include {etc}/nginx/ca.conf;": f"include {etc}/nginx/ca.conf;",
+        }
+        for source in ("nginx", "gunicorn"):
+            (etc / source).mkdir()
+            for file in (ETC / source).iterdir():
+                text = file.read_text(encoding="utf-8")
+                for old, new in moved.items():
+                    text = text.replace(old, new)
+                (etc / source / file.name).write_text(text, encoding="utf-8")
+        shutil.copy(ETC / "mooring" / "ca.ini", etc)
 
     def start(self, name: str, *command: str | Path) -> Process:
         log = self.directory / "log" / f"{name}.log"
@@ -262,17 +214,16 @@ class AcmeStand:
         return process
 
     def serve(self) -> None:
-        etc, run = self.directory / "etc", self.directory / "run"
+        etc = self.directory / "etc"
         gunicorn = self.start(
             "gunicorn",
-            *(sys.executable, "-m", "gunicorn", "--paste", etc / "acme.ini"),
-            *("-c", ETC / "gunicorn" / "metadata.py", "--workers", "2"),
-            *("-b", f"unix:{run}/ca.sock"),
+            *(sys.executable, "-m", "gunicorn", "--paste", etc / "ca.ini"),
+            *("-c", etc / "gunicorn" / "ca.py", "--workers", "2"),
         )
         user = "user root; " if os.getuid() == 0 else ""
         nginx = self.start(
             "nginx",
-            *("nginx", "-c", etc / "nginx.conf", "-p", self.directory),
+            *("nginx", "-c", etc / "nginx" / "nginx.conf", "-p", self.directory),
             *("-g", f"{user}daemon off;", "-e", self.directory / "log" / "nginx.error.log"),
         )
         context = ssl.create_default_context(cafile=str(self.root))
