@@ -38,6 +38,9 @@ pytestmark = pytest.mark.e2e
 
 ADMIN_ACTOR = Actor("test", frozenset({"mooring:admins"}), "", "", "certificate")
 
+SETTLED = 25
+"""Times that the workers are looked at, half a second: a reload takes NGINX some 50 ms here."""
+
 SERVERS = """
 server {{
     listen {address}:{plain} ssl;
@@ -130,10 +133,22 @@ class House:
 
         The API answers when NGINX was told; its master then needs some milliseconds.
         """
+        self.settle()
         before = self.workers()
         self.operate(action, certificate, **body)
         wait_for("NGINX to have read its file", lambda: not before & self.workers())
-        wait_for("NGINX's new workers", lambda: bool(self.workers()))
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until NGINX was told of its file, and the same workers were seen for a while."""
+        wait_for("the reload", lambda: not (self.pki / ".crl.pem.unread").exists())
+        seen: list[set[int]] = []
+
+        def steady() -> bool:
+            seen.append(self.workers())
+            return bool(seen[-1]) and len(seen) > SETTLED and seen[-SETTLED:] == seen[-1:] * SETTLED
+
+        wait_for("NGINX's workers", steady)
 
     def operate(self, action: str, certificate: x509.Certificate, **body: str) -> None:
         """POST /v1/certificates/SERIAL/ACTION as the admin."""
@@ -201,11 +216,12 @@ def configure(stand: Stand, ports: dict[str, int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def house() -> Iterator[House]:
+def house(sensitive: Any) -> Iterator[House]:
     if shutil.which("nginx") is None:
         pytest.fail("NGINX is missing: apt-get install nginx-light")
     ports = {name: free_port() for name in ("api", "public", "plain", "stapling", "ocsp")}
     stand = Stand()
+    sensitive.stands.append(stand)
     try:
         stand.directory.chmod(0o755)
         for folder in (stand.etc, stand.run_dir, stand.log_dir, stand.etc / "pki"):
@@ -269,6 +285,11 @@ def house() -> Iterator[House]:
         yield house
         database.close()
     finally:
+        stand.stop()
+        for path in [*stand.etc.rglob("*.key"), *stand.etc.rglob("key.pem")]:
+            # past the first line, which all keys of a kind have in common
+            sensitive.add(path.read_text().splitlines()[2])
+        sensitive.keep(stand)
         stand.close()
 
 
