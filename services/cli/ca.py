@@ -6,28 +6,44 @@ already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
 from services.cli.arguments import checked
+from services.cli.ca_ceremony import (
+    KEY_TYPE,
+    PUBLIC_URL,
+    ROOT_KEY_TYPE,
+    ROOT_PASSPHRASE,
+    csr,
+    install,
+    install_into,
+    prepare_in,
+    root,
+    root_crl,
+    root_directory_option,
+    root_secret,
+    sign_intermediate,
+    tell_next,
+    tell_root,
+    urls_of,
+    waiting_in,
+)
 from services.cli.ca_publish import publish
 from services.cli.ca_service import acme_key, audit, token
 from services.cli.ca_site import (
-    KEY_TYPES,
     Site,
     database_of,
     directory_option,
     dry_run_option,
     explained,
-    for_key,
     key_type,
     passphrase,
-    passphrase_file_option,
     passphrase_options,
+    present,
     site,
     span,
     told,
@@ -37,9 +53,7 @@ from services.cli.output import format_option, show_rows
 from services.cli.settings import CONFLICT, NOT_FOUND, Failed
 
 if TYPE_CHECKING:
-    from cryptography import x509
-
-    from services.ca.keystore import Surveyed, Urls
+    from services.ca.keystore import Surveyed
 
 ROOT_WARNING = timedelta(days=365)
 """A new root has to reach every machine that trusts the old one."""
@@ -49,13 +63,6 @@ INTERMEDIATE_WARNING = timedelta(days=60)
 
 ROOT_CRL_WARNING = timedelta(days=30)
 """Once the root's list has ended every client is refused; renewing it needs a walk to the safe."""
-
-REASONS = {
-    "unspecified": "unspecified",
-    "caCompromise": "cACompromise",
-    "superseded": "superseded",
-    "cessationOfOperation": "cessationOfOperation",
-}
 
 
 @click.group("ca")
@@ -71,60 +78,22 @@ def group() -> None:
     """
 
 
-for _command in (audit, publish, token, acme_key):
+for _command in (
+    *(root, csr, sign_intermediate, install, root_crl),
+    *(audit, publish, token, acme_key),
+):
     group.add_command(_command)
-
-
-def _root_directory(required: bool) -> Callable[[Any], Any]:
-    return click.option(
-        "--root-directory",
-        required=required,
-        envvar="MOORING_CA_ROOT_DIRECTORY",
-        show_envvar=True,
-        type=click.Path(file_okay=False, path_type=Path),
-        help="The root's own directory; keep it off the server.",
-    )
-
-
-_PUBLIC_URL = click.option(
-    "--public-url",
-    metavar="URL",
-    help="http address below which lists and certificates are served; written into what is "
-    "signed.  [default: [ca] public_url]",
-)
-_KEY_TYPE = click.option(
-    "--key-type",
-    "kind",
-    type=click.Choice(KEY_TYPES),
-    help="Key of the intermediate.  [default: p256]",
-)
-_ROOT_KEY_TYPE = click.option(
-    "--root-key-type",
-    "root_kind",
-    type=click.Choice(KEY_TYPES),
-    help="Key of the root.  [default: p384]",
-)
-_ROOT_PASSPHRASE = click.option(
-    "--root-passphrase-file",
-    envvar="MOORING_CA_ROOT_PASSPHRASE_FILE",
-    show_envvar=True,
-    type=click.Path(dir_okay=False),
-    help="File whose one line is the root key's passphrase.  [default: that of the server's keys]",
-)
-_LIFETIME = click.option(
-    "--lifetime", type=checked(span), metavar="TIME", help="How long it holds, such as 730d."
-)
 
 
 @group.command(short_help="Make root and intermediate in one step.")
 @click.argument("name")
 @directory_option
-@_root_directory(False)
-@_PUBLIC_URL
-@_KEY_TYPE
-@_ROOT_KEY_TYPE
+@root_directory_option(False)
+@PUBLIC_URL
+@KEY_TYPE
+@ROOT_KEY_TYPE
 @passphrase_options
-@_ROOT_PASSPHRASE
+@ROOT_PASSPHRASE
 @dry_run_option
 def init(
     name: str,
@@ -165,7 +134,7 @@ def init(
         click.echo(f"would make the root {name} Root CA in {keep}")
         click.echo(f"would make an intermediate {name} Issuing CA in {where.directory}")
         return
-    urls = _urls(where, public_url)
+    urls = urls_of(where, public_url)
     with explained():
         secret = passphrase(
             where, passphrase_file, what="the server's key", create=True, none=no_passphrase
@@ -180,13 +149,13 @@ def init(
             name,
             passphrase=secret,
             urls=urls,
-            now=_present(),
+            now=present(),
             offline=keep,
             root_passphrase=root_secret,
             root_kind=key_type(root_kind),
             kind=key_type(kind),
         )
-    _tell_root(keep)
+    tell_root(keep)
     told(where.directory / "root.crt", "what clients and servers trust; give it to everybody")
     told(where.directory / "root.crl", "the root's list; NGINX needs it beside the intermediate's")
     place = where.directory / "authorities" / keystore.authority_id(made.active.certificate)
@@ -197,282 +166,15 @@ def init(
         )
 
 
-@group.command(short_help="Make a root, where it will stay.")
-@click.argument("name")
-@_root_directory(True)
-@click.option(
-    "--key-type", "kind", type=click.Choice(KEY_TYPES), help="Key of the root.  [default: p384]"
-)
-@_LIFETIME
-@passphrase_options
-@dry_run_option
-def root(
-    name: str,
-    root_directory: Path,
-    kind: str | None,
-    lifetime: timedelta | None,
-    passphrase_file: str | None,
-    no_passphrase: bool,
-    dry_run: bool,
-) -> None:
-    """Make a root called NAME on the machine, or the medium, where it will stay.
-
-    \b
-    Examples:
-      mooring ca root "Example Root CA" --root-directory /media/safe/root
-    """
-    from services.ca import keystore
-
-    if (root_directory / "root.key").exists():
-        with explained():
-            certificate = keystore.read_root(root_directory)
-        click.echo(
-            f"already there: {root_directory / 'root.key'}, "
-            f"ends {when(certificate.not_valid_after_utc)}"
-        )
-        return
-    if dry_run:
-        click.echo(f"would make the root {name} in {root_directory}")
-        return
-    with explained():
-        secret = passphrase(
-            Site(root_directory),
-            passphrase_file,
-            what="the root's key",
-            create=True,
-            none=no_passphrase,
-        )
-        keystore.make_root(
-            root_directory,
-            name,
-            passphrase=secret,
-            now=_present(),
-            kind=key_type(kind),
-            lifetime=lifetime,
-        )
-    _tell_root(root_directory)
-    click.echo("next, on the server: mooring ca csr NAME")
-
-
-@group.command(short_help="Make an intermediate's key and request.")
-@click.argument("name")
-@directory_option
-@_KEY_TYPE
-@click.option(
-    "--key-uri",
-    metavar="PKCS11-URI",
-    help="Use this key of a PKCS #11 token; needs module-path and object or id.",
-)
-@passphrase_options
-def csr(
-    name: str,
-    config: str | None,
-    directory: str | None,
-    kind: str | None,
-    key_uri: str | None,
-    passphrase_file: str | None,
-    no_passphrase: bool,
-) -> None:
-    """Make the key of the intermediate NAME Issuing CA, and the request that the root signs.
-
-    \b
-    Examples:
-      mooring ca csr Example
-      mooring ca csr Example --key-type p384
-      mooring ca csr Example \\
-        --key-uri 'pkcs11:token=ca;object=issuing?module-path=/usr/lib/softhsm/libsofthsm2.so'
-    """
-    where = site(config, directory)
-    waiting = _waiting(where.directory, name)
-    if waiting is not None:
-        click.echo(f"already there: {waiting / 'request.csr'} waits for its certificate")
-        return
-    if (where.directory / "active").exists():
-        click.echo(
-            f"already there: {where.directory} has an authority; `mooring ca rotate` adds one"
-        )
-        return
-    place = _prepare(where, name, kind, key_uri, passphrase_file, no_passphrase)
-    told(place / "request.csr", "carry it to the root")
-    click.echo("next, at the root: mooring ca sign-intermediate request.csr")
-
-
-@group.command("sign-intermediate", short_help="Sign an intermediate's request with the root.")
-@click.argument("request", metavar="CSR", type=click.File("rb"))
-@_root_directory(True)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default="intermediate.pem",
-    show_default=True,
-    help="Where the certificate goes.",
-)
-@_PUBLIC_URL
-@_LIFETIME
-@passphrase_file_option
-def sign_intermediate(
-    request: BinaryIO,
-    root_directory: Path,
-    output: Path,
-    public_url: str | None,
-    lifetime: timedelta | None,
-    passphrase_file: str | None,
-) -> None:
-    """Sign an intermediate's request, at the root. A request is signed once: again gives the same.
-
-    \b
-    Examples:
-      mooring ca sign-intermediate request.csr --root-directory /media/safe/root \\
-        --public-url http://ca.example:8080 -o intermediate.pem
-    """
-    from services.ca import files, keystore
-    from services.ca.request import CSR_BYTES
-
-    with explained():
-        secret = _root_secret(root_directory, passphrase_file)
-        certificate, new = keystore.sign_intermediate(
-            root_directory,
-            request.read(CSR_BYTES + 1),
-            secret,
-            urls=_urls(Site(root_directory), public_url),
-            now=_present(),
-            lifetime=lifetime,
-        )
-        if not new and output.exists() and keystore.read_certificate(output) == certificate:
-            click.echo(f"already there: {output}")
-            return
-        files.write_certificates(output, certificate)
-    told(output, "carry it to the server, with root.crt and root.crl of the root's directory")
-    click.echo(f"next, on the server: mooring ca install {output.name} --root root.crt")
-
-
-@group.command(short_help="Put a signed intermediate, or a newer root's list, in place.")
-@click.argument("certificate", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@directory_option
-@click.option(
-    "--root",
-    "root_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The root's certificate.  [default: the server's]",
-)
-@click.option(
-    "--root-crl",
-    "crl_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The root's list.  [default: root.crl beside --root, else the server's]",
-)
-@passphrase_file_option
-def install(
-    certificate: Path | None,
-    config: str | None,
-    directory: str | None,
-    root_file: Path | None,
-    crl_file: Path | None,
-    passphrase_file: str | None,
-) -> None:
-    """Put the certificate of a waiting intermediate in place; the first one becomes the active.
-
-    Without CERTIFICATE, put a newer list of the root in place.
-
-    \b
-    Examples:
-      mooring ca install intermediate.pem --root root.crt --root-crl root.crl
-      mooring ca install --root-crl root.crl
-    """
-    from services.ca import keystore
-
-    where = site(config, directory)
-    if certificate is None and crl_file is None:
-        raise click.UsageError("give the intermediate's CERTIFICATE, --root-crl, or both")
-    with explained():
-        crl_of = crl_file or (root_file or where.directory / "root.crt").with_name("root.crl")
-        above = keystore.read_certificate(root_file or where.directory / "root.crt")
-        crl = keystore.read_crl(crl_of)
-        if certificate is None:
-            changed = keystore.install_root_crl(where.directory, crl)
-            place = where.directory / "root.crl"
-        else:
-            read = keystore.read_certificate(certificate)
-            secret = passphrase(where, passphrase_file, what="the server's key")
-            changed = _install(where.directory, read, above, crl, secret)
-            place = where.directory / "authorities" / keystore.authority_id(read)
-    if not changed:
-        click.echo(f"already there: {place}")
-    elif certificate is None:
-        told(place, f"the root's list, good until {when(crl.next_update_utc)}")
-    else:
-        told(place, "the intermediate; restart the certificate service")
-        _tell_next(where.directory, place.name)
-
-
-@group.command("root-crl", short_help="Renew the root's revocation list.")
-@_root_directory(True)
-@click.option(
-    "--revoke",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also revoke this intermediate, for good.",
-)
-@click.option(
-    "--reason", type=click.Choice(list(REASONS)), default="unspecified", show_default=True
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write the list here, to carry it to the server.",
-)
-@passphrase_file_option
-def root_crl(
-    root_directory: Path,
-    revoke: Path | None,
-    reason: str,
-    output: Path | None,
-    passphrase_file: str | None,
-) -> None:
-    """Sign the root's revocation list anew, at the root: once a year, or to revoke an intermediate.
-
-    \b
-    Examples:
-      mooring ca root-crl --root-directory /media/safe/root -o root.crl
-      mooring ca root-crl --root-directory /media/safe/root --revoke old.pem --reason caCompromise
-    """
-    from cryptography import x509
-
-    from services.ca import files, keystore
-    from services.ca.crl import Revocation
-
-    now = _present()
-    gone = []
-    with explained():
-        if revoke is not None:
-            certificate = keystore.read_certificate(revoke)
-            above = keystore.read_root(root_directory)
-            if certificate.issuer != above.subject or certificate == above:
-                raise Failed(f"{revoke}: is not an intermediate of this root")
-            flag = x509.ReasonFlags(REASONS[reason])
-            gone.append(Revocation(certificate.serial_number, now, flag))
-        crl = keystore.renew_root_crl(
-            root_directory, _root_secret(root_directory, passphrase_file), now=now, revoke=gone
-        )
-        places = [root_directory / "root.crl"]
-        if output is not None:
-            files.write_crls(output, crl)
-            places.append(output)
-    for path in places:
-        told(path, f"number {keystore.crl_number(crl)}, good until {when(crl.next_update_utc)}")
-    click.echo("next, on every server: mooring ca install --root-crl root.crl")
-
-
 @group.command(short_help="Prepare the next intermediate.")
 @click.argument("name")
 @directory_option
-@_root_directory(False)
-@_PUBLIC_URL
-@_KEY_TYPE
+@root_directory_option(False)
+@PUBLIC_URL
+@KEY_TYPE
 @click.option("--key-uri", metavar="PKCS11-URI", help="Use this key of a PKCS #11 token.")
 @passphrase_options
-@_ROOT_PASSPHRASE
+@ROOT_PASSPHRASE
 @dry_run_option
 def rotate(
     name: str,
@@ -505,14 +207,14 @@ def rotate(
         prepared = [each for each in keystore.survey(where.directory) if each.state == "prepared"]
     if prepared:
         click.echo(f"already there: {prepared[0].path}")
-        _tell_next(where.directory, prepared[0].id)
+        tell_next(where.directory, prepared[0].id)
         return
     if dry_run:
         click.echo(f"would prepare an intermediate {name} Issuing CA in {where.directory}")
         return
-    urls = _urls(where, public_url)
+    urls = urls_of(where, public_url)
     with explained():
-        place = _waiting(where.directory, name) or _prepare(
+        place = waiting_in(where.directory, name) or prepare_in(
             where, name, kind, key_uri, passphrase_file, no_passphrase
         )
         if root_directory is None:
@@ -523,18 +225,18 @@ def rotate(
         certificate, _ = keystore.sign_intermediate(
             root_directory,
             (place / "request.csr").read_bytes(),
-            _root_secret(root_directory, root_passphrase_file or passphrase_file, where),
+            root_secret(root_directory, root_passphrase_file or passphrase_file, where),
             urls=urls,
-            now=_present(),
+            now=present(),
         )
         crl = keystore.read_root_crl(root_directory, above)
         secret = passphrase(where, passphrase_file, what="the server's key")
-        _install(where.directory, certificate, above, crl, secret)
+        install_into(where.directory, certificate, above, crl, secret)
     told(
         where.directory / "authorities" / place.name,
         "the next intermediate; restart the certificate service, and give everybody the new bundle",
     )
-    _tell_next(where.directory, place.name)
+    tell_next(where.directory, place.name)
 
 
 @group.command(short_help="Make a prepared intermediate the one that signs.")
@@ -559,7 +261,7 @@ def activate(authority: str, config: str | None, directory: str | None, dry_run:
         if dry_run and active != name:
             click.echo(f"would make {name} the active authority in place of {active}")
             return
-        changed = keystore.activate(where.directory, name, now=_present())
+        changed = keystore.activate(where.directory, name, now=present())
     if not changed:
         click.echo(f"already there: {name} is the active authority")
         return
@@ -604,7 +306,7 @@ def retire(
         if dry_run:
             click.echo(f"would remove the key of {name}")
             return
-        changed = keystore.retire(where.directory, name, now=_present())
+        changed = keystore.retire(where.directory, name, now=present())
     if changed:
         click.echo(f"removed the key of {name}; restart the certificate service")
     else:
@@ -706,7 +408,7 @@ def status(
     from services.ca import keystore
 
     where = site(config, directory)
-    now = _present()
+    now = present()
     with explained():
         found = keystore.survey(where.directory)
     rows = [_judged(each, now, within) for each in found]
@@ -778,62 +480,7 @@ def _living(where: Site, database: str | None, authority: str) -> tuple[int, str
     from services.ca.ledger import Ledger
 
     with database_of(where, database) as opened:
-        return Ledger(opened).living(authority, _present())
-
-
-def _install(
-    directory: Path,
-    certificate: x509.Certificate,
-    root: x509.Certificate,
-    crl: x509.CertificateRevocationList,
-    secret: Callable[[], bytes] | None,
-) -> bool:
-    from services.ca import keystore
-
-    key = directory / "pending" / keystore.authority_id(certificate) / "key.pem"
-    return keystore.install(
-        directory,
-        certificate,
-        root=root,
-        root_crl=crl,
-        passphrase=for_key(key, secret) if key.exists() else secret,
-        now=_present(),
-    )
-
-
-def _prepare(
-    where: Site,
-    name: str,
-    kind: str | None,
-    key_uri: str | None,
-    passphrase_file: str | None,
-    no_passphrase: bool,
-) -> Path:
-    from services.ca import keystore
-
-    with explained():
-        secret = passphrase(
-            where,
-            passphrase_file,
-            what="the server's key" if key_uri is None else "the token (its PIN)",
-            create=key_uri is None,
-            none=no_passphrase,
-        )
-        return keystore.prepare(
-            where.directory, name, passphrase=secret, kind=key_type(kind), key_uri=key_uri
-        )
-
-
-def _waiting(directory: Path, name: str) -> Path | None:
-    """The key of this name that waits for its certificate."""
-    from services.ca import keystore
-    from services.ca.request import parse_csr
-
-    for place in keystore.pending(directory):
-        found = parse_csr((place / "request.csr").read_bytes()).common_name or ""
-        if found.startswith(f"{name} Issuing CA "):
-            return place
-    return None
+        return Ledger(opened).living(authority, present())
 
 
 def _one(directory: Path, beginning: str) -> str:
@@ -849,39 +496,3 @@ def _one(directory: Path, beginning: str) -> str:
         how = "several authorities begin" if found else "no authority begins"
         raise Failed(f"{how} with {beginning}; see `mooring ca show`", NOT_FOUND)
     return found[0]
-
-
-def _root_secret(
-    root_directory: Path, file: str | None, where: Site | None = None
-) -> Callable[[], bytes] | None:
-    found = passphrase(where or Site(root_directory), file, what="the root's key")
-    return for_key(root_directory / "root.key", found)
-
-
-def _urls(where: Site, public_url: str | None) -> Urls:
-    from services.ca.keystore import Urls
-
-    given = where.public_url if public_url is None else public_url
-    if given and not given.startswith("http://"):
-        # RFC 5280 section 8: fetching them over TLS needs the verification that they serve
-        raise Failed(f"--public-url: {given} is not an http address", 2)
-    return Urls.below(given)
-
-
-def _tell_root(directory: Path) -> None:
-    told(
-        directory / "root.key", "the root's key; move its directory to a safe place, off this host"
-    )
-    told(directory / "root.crt", "its certificate")
-    told(directory / "root.crl", "its list; renew it within a year (`mooring ca root-crl`)")
-
-
-def _tell_next(directory: Path, authority: str) -> None:
-    from services.ca import keystore
-
-    if keystore.read_active(directory) != authority:
-        click.echo(f"once everybody has it: mooring ca activate {authority}")
-
-
-def _present() -> datetime:
-    return datetime.now(UTC)

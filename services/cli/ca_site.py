@@ -5,7 +5,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -184,6 +184,11 @@ def span(text: str) -> timedelta:
     from services.ca.profile_file import parse_span
 
     return parse_span(text)
+
+
+def present() -> datetime:
+    """The time, aware."""
+    return datetime.now(UTC)
 
 
 def when(moment: Any) -> str:

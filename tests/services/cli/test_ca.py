@@ -97,7 +97,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
     """Move the command's clock."""
 
     def move(by: timedelta) -> None:
-        monkeypatch.setattr(ca_commands, "_present", lambda: datetime.now(UTC) + by)
+        monkeypatch.setattr(ca_commands, "present", lambda: datetime.now(UTC) + by)
 
     return move
 
