@@ -63,7 +63,8 @@ def serial_text(serial: int) -> str:
 
 def timestamp(moment: datetime) -> str:
     """A time as the tables have it: ``2026-11-21T02:17:39.000000Z``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # a tenth of what strftime takes, and every certificate has six of them
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def moment(text: str) -> datetime:
