@@ -3,6 +3,6 @@
 Modules, lowest first: `problems` (the one way to say no), `states` (who may become what), `jws`
 (signed requests), `nonces` (sealed, used once), `rules` (which names an account may order),
 `challenges` (the only outgoing connections), `store` (the only SQL), `validation` (background
-work), `orders` (finalizing, exactly once), `application` (the resources), `keys` (operators' side
-of external accounts).
+work), `requests` (who asks), `orders` (finalizing, exactly once), `certificates` (the authority),
+`application` (the resources), `keys` (operators' side of external accounts).
 """

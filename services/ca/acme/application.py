@@ -23,9 +23,9 @@ from cryptography import x509
 from services.ca.acme import jws, states
 from services.ca.acme.certificates import AuthorityCertificates
 from services.ca.acme.challenges import Resolver, Validator
-from services.ca.acme.nonces import Nonces
 from services.ca.acme.orders import LOOK_AGAIN, Caller, Certificates, Finalizer, Policy
 from services.ca.acme.problems import MEDIA_TYPE, Problem
+from services.ca.acme.requests import EITHER, JWK, Requests, Signed
 from services.ca.acme.rules import check_identifiers, parse_identifiers, raise_together
 from services.ca.acme.store import (
     Account,
@@ -49,7 +49,6 @@ from services.core.errors import Failure
 
 LOG = structlog.get_logger("mooring.acme")
 
-JOSE: Final = ("application/jose+json",)
 PEM_CHAIN: Final = "application/pem-certificate-chain"
 
 # Addresses of one account; more than one is rare, ten is a mistake.
@@ -88,30 +87,6 @@ class Settings:
     terms_of_service: str = ""
 
 
-@dataclass(frozen=True)
-class Signed:
-    """A verified request: by an account (kid) or by a bare key (jwk), with its payload."""
-
-    url: str
-    payload: bytes
-    jwk: jws.Jwk
-    account: Account | None
-
-    @property
-    def is_read(self) -> bool:
-        """Whether it is a POST-as-GET (section 6.3)."""
-        return self.payload == b""
-
-    def json(self) -> dict[str, Any]:
-        """The payload as a JSON object; raises Problem malformed."""
-        return jws.load_json(self.payload, "the payload")
-
-    def nothing(self) -> None:
-        """Raise Problem unless it is a POST-as-GET."""
-        if not self.is_read:
-            raise Problem("malformed", "this is read with an empty payload")
-
-
 class Acme:
     """The WSGI application."""
 
@@ -133,13 +108,16 @@ class Acme:
         self._checks = checks
         self._clock = clock
         self._finalizer = Finalizer(store, certificates, policy, clock)
-        self._sealed: Nonces | None = None
+        self._requests = Requests(store, settings.external_url, settings.nonce_lifetime, clock)
         self.validation = validation or Validation(store, checks, clock)
         who = "acme"  # what decides is the signature of each request, not a rule of the policy
         self._router = Router(
             [
                 ("GET", "/directory", who, self._directory),
                 ("GET", "/new-nonce", who, self._new_nonce),
+                # section 6.3: these two also as POST-as-GET
+                ("POST", "/directory", who, self._directory),
+                ("POST", "/new-nonce", who, self._new_nonce),
                 ("POST", "/new-account", who, self._new_account),
                 ("POST", "/new-order", who, self._new_order),
                 ("POST", "/revoke-cert", who, self._revoke),
@@ -164,7 +142,8 @@ class Acme:
             extra.append(("Link", f'<{self._url("directory")}>;rel="index"'))
         try:
             if environ["REQUEST_METHOD"] == "POST":
-                extra += [("Replay-Nonce", self._nonces().make(self._clock())), _NO_STORE]
+                self.validation.tidy_if_due()
+                extra += [("Replay-Nonce", self._requests.nonce()), _NO_STORE]
             return self._router(environ, _adding(start_response, extra))
         except Problem as problem:
             answer = _problem(problem)
@@ -183,7 +162,9 @@ class Acme:
 
     # ---- what needs no signature ---------------------------------------------------------------
 
-    def _directory(self, _request: Request, _match: Mapping[str, str]) -> webob.Response:
+    def _directory(self, request: Request, _match: Mapping[str, str]) -> webob.Response:
+        if request.method == "POST":
+            self._requests.by_account(request)[0].nothing()
         meta: dict[str, Any] = {"externalAccountRequired": self._settings.external_account_required}
         if self._settings.terms_of_service:
             meta["termsOfService"] = self._settings.terms_of_service
@@ -199,7 +180,10 @@ class Acme:
         )
 
     def _new_nonce(self, request: Request, _match: Mapping[str, str]) -> webob.Response:
-        nonce = self._nonces().make(self._clock())
+        if request.method == "POST":
+            self._requests.by_account(request)[0].nothing()
+            return webob.Response(status=204, headerlist=[])  # every answer to a POST has one
+        nonce = self._requests.nonce()
         # RFC 8555 section 7.2: 200 to HEAD, 204 to GET
         return webob.Response(
             status=200 if request.method == "HEAD" else 204,
@@ -209,7 +193,7 @@ class Acme:
     # ---- accounts ------------------------------------------------------------------------------
 
     def _new_account(self, request: Request, _match: Mapping[str, str]) -> webob.Response:
-        signed = self._signed(request, by="jwk")
+        signed = self._requests.read(request, by=JWK)
         wanted = signed.json()
         existing = self._store.account_by_key(signed.jwk.thumbprint)
         if existing is not None:
@@ -307,7 +291,7 @@ class Acme:
         )
 
     def _key_change(self, request: Request, _match: Mapping[str, str]) -> webob.Response:
-        signed, account = self._by_account(request)
+        signed, account = self._requests.by_account(request)
         inner = jws.parse_inner(signed.json())
         new = inner.jwk
         if new is None:  # parse_inner has seen to it
@@ -350,7 +334,7 @@ class Acme:
     # ---- orders --------------------------------------------------------------------------------
 
     def _new_order(self, request: Request, _match: Mapping[str, str]) -> webob.Response:
-        signed, account = self._by_account(request)
+        signed, account = self._requests.by_account(request)
         wanted = signed.json()
         for name in ("notBefore", "notAfter"):
             if name in wanted:
@@ -385,20 +369,18 @@ class Acme:
         return self._order_answer(order, 201)
 
     def _order(self, request: Request, match: Mapping[str, str]) -> webob.Response:
-        signed, account = self._by_account(request)
+        signed, account = self._requests.by_account(request)
         signed.nothing()
         order = self._own_order(account, match["id"])
         if order.status == states.PENDING:
             # a client may poll the order alone
-            for authorization_id in order.authorizations:
-                found = self._store.authorization(authorization_id, self._clock())
-                if found is not None:
-                    self.validation.look(found)
+            for challenge in self._store.processing(order.id):
+                self.validation.wake(challenge)
         order = self._finalizer.recover(account, order, _caller(request, account))
         return self._order_answer(order, 200)
 
     def _finalize(self, request: Request, match: Mapping[str, str]) -> webob.Response:
-        signed, account = self._by_account(request)
+        signed, account = self._requests.by_account(request)
         order = self._own_order(account, match["id"])
         try:
             csr = jws.decode(signed.json().get("csr"), "csr", jws.PAYLOAD_BYTES)
@@ -409,7 +391,7 @@ class Acme:
         return self._order_answer(order, 200)
 
     def _certificate(self, request: Request, match: Mapping[str, str]) -> webob.Response:
-        signed, account = self._by_account(request)
+        signed, account = self._requests.by_account(request)
         signed.nothing()
         order = self._own_order(account, match["id"])
         pem = None
@@ -444,7 +426,7 @@ class Acme:
     # ---- authorizations ------------------------------------------------------------------------
 
     def _authorization(self, request: Request, match: Mapping[str, str]) -> webob.Response:
-        signed, account = self._by_account(request)
+        signed, account = self._requests.by_account(request)
         found = self._owned(self._store.authorization(match["id"], self._clock()), account)
         if not signed.is_read:
             if signed.json().get("status") != states.DEACTIVATED:
@@ -464,7 +446,7 @@ class Acme:
         return json_response(document, 200, _retry(found.challenges))
 
     def _challenge(self, request: Request, match: Mapping[str, str]) -> webob.Response:
-        signed, account = self._by_account(request)
+        signed, account = self._requests.by_account(request)
         found = self._owned(self._store.authorization_of(match["id"], self._clock()), account)
         if not signed.is_read:
             signed.json()  # an object whose members no type of ours reads
@@ -498,7 +480,7 @@ class Acme:
     # ---- revoking ------------------------------------------------------------------------------
 
     def _revoke(self, request: Request, _match: Mapping[str, str]) -> webob.Response:
-        signed = self._signed(request, by="either")
+        signed = self._requests.read(request, by=EITHER)
         wanted = signed.json()
         der = jws.decode(wanted.get("certificate"), "certificate", jws.PAYLOAD_BYTES)
         reason = wanted.get("reason", 0)
@@ -544,59 +526,10 @@ class Acme:
                 return False
         return bool(wanted) and wanted <= self._store.authorized(account.id, self._clock())
 
-    # ---- signatures ----------------------------------------------------------------------------
-
-    def _signed(self, request: Request, *, by: str) -> Signed:
-        """Read and verify a request, and use its nonce; raises Problem.
-
-        `by` is the header that names the key: "jwk", "kid" or "either" (section 6.2). The nonce is
-        used only once the signature holds, so that nobody uses up another's.
-        """
-        envelope = jws.parse(request.json_object(jws.BODY_BYTES, JOSE))
-        url = self._settings.external_url + request.path_info
-        if request.query_string:
-            url += f"?{request.query_string}"
-        if envelope.url != url:
-            raise Problem(
-                "unauthorized", "the signed url is not the one that was asked", status=401
-            )
-        now = self._clock()
-        expires = self._nonces().expiry(envelope.nonce, now)
-        account = None
-        if envelope.jwk is not None:
-            if by == "kid":
-                raise Problem("malformed", "this is signed by an account: kid, not jwk")
-            jwk = envelope.jwk
-        else:
-            if by == "jwk":
-                raise Problem("malformed", "this is signed by a key: jwk, not kid")
-            account = self._account_of(envelope.kid or "")
-            jwk = jws.parse_jwk(jws.load_json(account.jwk.encode(), "the account's key"))
-        jws.verify(envelope, jwk)
-        if envelope.nonce is None or not self._store.use_nonce(envelope.nonce, expires):
-            raise Problem("badNonce", "the nonce was used before")
-        if account is not None and account.status != states.VALID:
-            raise Problem("unauthorized", f"the account is {account.status}", status=401)
-        self.validation.tidy_if_due()
-        return Signed(url, envelope.payload, jwk, account)
-
-    def _by_account(self, request: Request) -> tuple[Signed, Account]:
-        signed = self._signed(request, by="kid")
-        if signed.account is None:
-            raise Problem("malformed", "this is signed by an account")
-        return signed, signed.account
-
-    def _account_of(self, kid: str) -> Account:
-        prefix = self._url("account", "")
-        account = None
-        if kid.startswith(prefix) and re.fullmatch("[0-9a-f]{32}", kid[len(prefix) :]):
-            account = self._store.account(kid[len(prefix) :])
-        if account is None:
-            raise Problem("accountDoesNotExist", "kid names no account")
-        return account
+    # ---- parts ---------------------------------------------------------------------------------
 
     def _own_account(self, request: Request, match: Mapping[str, str]) -> tuple[Account, Signed]:
-        signed, account = self._by_account(request)
+        signed, account = self._requests.by_account(request)
         if account.id != match["id"]:
             raise Problem("unauthorized", "this is another account")
         return account, signed
@@ -611,11 +544,6 @@ class Acme:
         if found is None or found.account_id != account.id:
             raise Problem("malformed", "there is no such authorization", status=404)
         return found
-
-    def _nonces(self) -> Nonces:
-        if self._sealed is None:
-            self._sealed = Nonces(self._store.secret(), self._settings.nonce_lifetime)
-        return self._sealed
 
     def _url(self, *parts: str) -> str:
         return "/".join((self._settings.external_url, *parts))

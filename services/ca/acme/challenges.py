@@ -56,6 +56,15 @@ ALIASES: Final = 8
 # TXT records of one name that are compared; clients leave old ones behind.
 TEXTS: Final = 64
 
+# Properties of addresses that are not those of other machines by themselves.
+_SPECIAL: Final = (
+    "is_link_local",
+    "is_loopback",
+    "is_multicast",
+    "is_reserved",
+    "is_unspecified",
+)
+
 _ALPN: Final = "acme-tls/1"
 _ACME_IDENTIFIER: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 _TARGET = re.compile(r"/[!-~]{0,2000}")
@@ -326,7 +335,16 @@ class Validator:
         raise Problem("connection", f"nobody accepts connections at {host} port {port}")
 
     def _is_allowed(self, address: IPAddress) -> bool:
-        return any(address in network for network in self.allowed)
+        """Whether a network allows the address; one for all the world allows no special ones.
+
+        Loopback, link-local (where clouds have their metadata), and what leads to another address
+        by a gateway are connected to only if they are named: by a network of nothing else.
+        """
+        special = [kind for kind in _SPECIAL if getattr(address, kind)]
+        return any(
+            address in network and all(getattr(network, kind) for kind in special)
+            for network in self.allowed
+        )
 
 
 class _Readable(io.RawIOBase):

@@ -543,6 +543,18 @@ class Store:
             ).scalar_one_or_none()
         return None if found is None else self.authorization(found, now)
 
+    def processing(self, order_id: str) -> list[Challenge]:
+        """The challenges of an order that are being validated."""
+        with self.database.read() as connection:
+            parents = select(_AUTHORIZATION.c.id).where(_AUTHORIZATION.c.order_id == order_id)
+            rows = connection.execute(
+                select(_CHALLENGE).where(
+                    _CHALLENGE.c.authorization_id.in_(parents),
+                    _CHALLENGE.c.status == states.PROCESSING,
+                )
+            ).all()
+        return [_challenge(row) for row in rows]
+
     def authorized(self, account_id: str, now: datetime) -> set[tuple[str, str]]:
         """(kind, name) of everything the account has a valid authorization for."""
         with self.database.read() as connection:

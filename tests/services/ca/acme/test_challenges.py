@@ -280,6 +280,24 @@ def test_addresses_outside_the_networks(address: str) -> None:
     assert came == []
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "255.255.255.255", "240.0.0.1"),
+        *("::1", "::", "fe80::1", "ff02::1", "64:ff9b::7f00:1", "::ffff:127.0.0.1", "::127.0.0.1"),
+    ],
+)
+def test_the_whole_world_is_not_this_machine(address: str) -> None:
+    """Networks for all the world allow no special address: those have to be named."""
+    world = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+    with (
+        listening(answering(ok(AUTHORIZATION))) as (port, came),
+        refused("connection", "no address in a network"),
+    ):
+        validate(port, lookup=Table({"a.example.test": [address]}), allowed=world)
+    assert came == []
+
+
 def test_only_allowed_addresses_of_a_name() -> None:
     """Of a name with addresses inside and outside only those inside are connected to."""
     lookup = Table({"a.example.test": ["::1", "127.0.0.1"]})

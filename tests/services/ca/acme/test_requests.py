@@ -52,7 +52,10 @@ def order_body(client: Client, **header: Any) -> dict[str, Any]:
 
 def test_the_resources_are_these(server: Server) -> None:
     """Every signed resource is in the list that the other tests walk."""
-    posts = {path for method, path, _ in server.workers[0].routes if method == "POST"}
+    routes = server.workers[0].routes
+    reads = {path for method, path, _ in routes if method == "GET"}
+    assert reads == {"/directory", "/new-nonce"}
+    posts = {path for method, path, _ in routes if method == "POST"} - reads
     assert posts == set(RESOURCES)
 
 

@@ -56,6 +56,14 @@ def test_new_nonce(server: Server) -> None:
         assert len(answer.all("Replay-Nonce")) == 1
 
 
+def test_directory_and_nonce_by_post(client: Client) -> None:
+    """Directory and newNonce are also read with POST-as-GET (section 6.3)."""
+    assert client.post("/directory").json["newNonce"] == f"{BASE}/new-nonce"
+    answer = client.post("/new-nonce")
+    assert (answer.status, len(answer.all("Replay-Nonce"))) == (204, 1)
+    assert client.post("/directory", {}).status == 400
+
+
 def test_whole_walk(any_server: Server) -> None:
     """Account, order, authorization, challenge, finalize, certificate, revocation."""
     client = Client(any_server.workers[0])
