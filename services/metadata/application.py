@@ -16,6 +16,7 @@ Statuses follow AWS for session tokens and Nova for the rest, except where Nova 
 """
 
 import json
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,9 @@ def app_factory(
             LOG.info("warm", instances=cache.warm())
         except Unavailable as error:
             LOG.warning("cold start", reason=str(error))
+        threading.Thread(
+            target=cache.follow, args=(threading.Event(),), name="read-ahead", daemon=True
+        ).start()
     return Metadata(
         cache,
         store,

@@ -9,9 +9,10 @@ Memory: ``limit`` bytes of what is held, by an estimate that counts each instanc
 data and rendered pages. The least recently read instances leave first.
 """
 
+import contextlib
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from services.core.database import Unavailable
@@ -21,17 +22,21 @@ from services.metadata.pages import Page, Settings
 from services.metadata.store import Record, Store
 from services.metadata.tree import Tree
 
-INSTANCE_BYTES = 12 * 1024
+INSTANCE_BYTES = 8 * 1024
 """Size of an instance with one interface and one key, its tree and no page (tests measure it)."""
 
-PAGE_BYTES = 700
+PAGE_BYTES = 400
 """Measured size of a page without its body: path, headers, dictionary entry."""
 
 WARM_SHARE = 0.5
 """Part of the limit that warm() fills: the rest is for the pages that instances will ask for."""
 
-WARM_PATH = "/latest/meta-data/"
-"""A page that needs the whole tree of names."""
+FOLLOW_SECONDS = 0.25
+"""Time between two looks for instances that are new or changed, to have them ready: an instance is
+created seconds before it boots."""
+
+FOLLOWED = 10_000
+"""Changed instances that wait to be read ahead; beyond that they are read when they ask."""
 
 
 class Known:
@@ -44,8 +49,15 @@ class Known:
         self.id = instance.id
         self.project_id = instance.project_id
         self.tree = Tree(instance, settings)
-        self.pages: dict[str, Page] = {}
+        # All that a boot asks for, at once: page by page, between requests of others, it takes
+        # several times as long.
+        self.pages: dict[str, Page] = dict(self.tree.boot())
         self.size = INSTANCE_BYTES + len(instance.user_data or b"")
+        self.size += sum(self.cost(page) for page in self.pages.values())
+
+    def cost(self, page: Page) -> int:
+        """Bytes that a page takes here; one that is the user data itself shares its bytes."""
+        return PAGE_BYTES + (0 if page.body is self.instance.user_data else len(page.body))
 
 
 class Cache:
@@ -69,6 +81,7 @@ class Cache:
         self._clock = clock
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._addresses: dict[str, str] = {}
+        self._changed: deque[str] = deque(maxlen=FOLLOWED)
         self._size = 0
         self._fresh = clock()
         self._generation = 0
@@ -127,9 +140,7 @@ class Cache:
             if self._known.get(known.id) is not known or path in known.pages:
                 return
             known.pages[path] = page
-            # A page that is the user data itself shares its bytes with the instance.
-            shared = page.body is known.instance.user_data
-            added = PAGE_BYTES + (0 if shared else len(page.body))
+            added = known.cost(page)
             known.size += added
             self._size += added
             self._shrink()
@@ -150,12 +161,23 @@ class Cache:
             if not records:
                 break
             for record in records:
-                # Its tree too, which takes longer to make than all that is left to do for a page.
-                self._hold(record, generation).tree.page(WARM_PATH)
+                self._hold(record, generation)
                 if self._size >= self._limit * WARM_SHARE:
                     break
             after = records[-1].instance.id
         return len(self._known)
+
+    def follow(self, ended: threading.Event) -> None:
+        """Read new and changed instances ahead of their questions, until ``ended``; for a thread.
+
+        Nothing rests on it: what it has not read yet is read when it is asked for.
+        """
+        while not ended.wait(FOLLOW_SECONDS):
+            with self._lock:
+                self._look()
+            while self._changed and self._size < self._limit * WARM_SHARE:
+                with contextlib.suppress(Unavailable, IndexError):
+                    self.find(self._changed.popleft())
 
     def unavailable(self) -> str | None:
         """Say why this worker cannot see the database; None if it can (the readiness check)."""
@@ -183,6 +205,7 @@ class Cache:
         for kind, object_id in changes.objects:
             if kind == "instance":
                 self._drop(object_id)
+                self._changed.append(object_id)
 
     def _hold(self, record: Record, generation: int) -> Known:
         known = Known(record.instance, self._settings)

@@ -8,6 +8,7 @@ import enum
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 SEED_BYTES = 512
@@ -27,6 +28,12 @@ class Special(enum.Enum):
     TOKEN = "token"  # noqa: S105 - the name of a path; /latest/api/token
     PASSWORD = "password"  # noqa: S105 - the name of a path; /openstack/<version>/password
     VENDOR_DATA2 = "vendor_data2"  # static part and what the dynamic targets answer
+
+
+@lru_cache(4096)
+def _headers(content_type: str, length: int) -> tuple[tuple[str, str], ...]:
+    """The two headers of a page; pages of one length share them, which most short ones do."""
+    return (("Content-Type", content_type), ("Content-Length", str(length)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +57,7 @@ class Page:
     ) -> "Page":
         """A page with its headers."""
         length = len(body) if seed_at is None else len(body) + SEED_LENGTH
-        headers = (("Content-Type", content_type), ("Content-Length", str(length)))
-        return cls(body, content_type, headers, seed_at, keep)
+        return cls(body, content_type, _headers(content_type, length), seed_at, keep)
 
     def complete(self) -> bytes:
         """The body as it goes out: with a fresh seed where one belongs."""

@@ -6,7 +6,8 @@ place. A path that is no place is None, never an exception: paths come from inst
 """
 
 import datetime
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 from services.metadata.ec2 import Ec2Tree
 from services.metadata.model import Instance
@@ -58,6 +59,22 @@ def _today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
+_BOOT_VERSION = "/openstack/2018-08-27/"  # the newest that cloud-init reads
+_BOOT_FILES = ("meta_data.json", "user_data", "vendor_data.json", "vendor_data2.json")
+_BOOT_PATHS = (
+    "/openstack",
+    *(_BOOT_VERSION + name for name in _BOOT_FILES),
+    _BOOT_VERSION + "network_data.json",
+    "/latest/meta-data/",
+)
+
+
+def _entry(line: str) -> str:
+    """The path of a line in a listing: ``0=mykey`` stands for that key's directory."""
+    number, key, _ = line.partition("=")
+    return f"{number}/openssh-key" if key and number.isdigit() else line
+
+
 class Tree:
     """What one instance may read. Making it is cheap; nothing is rendered before it is asked for.
 
@@ -102,6 +119,20 @@ class Tree:
             if not segments:
                 return self._ec2.versions()
         return self._ec2.page(segments)
+
+    def boot(self) -> Iterator[tuple[str, Page]]:
+        """The pages that a boot asks for, each with the path that a client uses.
+
+        These are what cloud-init reads with its OpenStack source, the EC2 tree included, whose
+        directories it asks for with a slash at the end. The paths are shared by all instances.
+        """
+        paths = list(_BOOT_PATHS)
+        for path in paths:
+            page = self.page(path)
+            if isinstance(page, Page) and page.keep:
+                yield sys.intern(path), page
+                if path.endswith("/") and path != "/":
+                    paths += [path + _entry(line) for line in page.body.decode().split("\n")]
 
     def _intern(self, body: bytes, content_type: str) -> Page:
         key = (body, content_type)
