@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import bench_ca
 import bench_metadata
 
 RESULTS = Path(__file__).resolve().parent.parent / "build" / "bench.json"
@@ -38,14 +39,20 @@ def count(text: str) -> int:
 def main() -> None:
     """Run the parts named on the command line."""
     parser = argparse.ArgumentParser(prog="bench", description="Runs Mooring's benchmarks.")
-    parser.add_argument("part", nargs="?", choices=["all", "metadata"], default="all")
+    parser.add_argument("part", nargs="?", choices=["all", "metadata", "ca"], default="all")
     parser.add_argument("--instances", type=count, default=1000, help="instances that boot (1000)")
-    parser.add_argument("--rounds", type=count, default=3, help="pairs of ours and trivial (3)")
+    parser.add_argument(
+        "--certificates",
+        type=count,
+        default=1000,
+        help="ECDSA certificates of each side in a round (1000); RSA: a fourth",
+    )
+    parser.add_argument("--rounds", type=count, default=3, help="rounds; medians are given (3)")
     parser.add_argument(
         "--workers",
         type=count,
         default=2 * (os.cpu_count() or 1),
-        help="gunicorn's workers (two a core, as etc/gunicorn/metadata.py has it)",
+        help="gunicorn's workers (two a core, as etc/gunicorn/*.py have it)",
     )
     parser.add_argument(
         "--connections",
@@ -55,11 +62,19 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="build/bench.json")
     arguments = parser.parse_args()
-    results = bench_metadata.run(
-        instances=arguments.instances,
-        rounds=arguments.rounds,
-        workers=arguments.workers,
-        connections=arguments.connections,
-    )
-    merge(arguments.output, results)
+    if arguments.part in ("all", "metadata"):
+        results = bench_metadata.run(
+            instances=arguments.instances,
+            rounds=arguments.rounds,
+            workers=arguments.workers,
+            connections=arguments.connections,
+        )
+        merge(arguments.output, results)
+    if arguments.part in ("all", "ca"):
+        results = bench_ca.run_ca(
+            certificates=arguments.certificates,
+            rounds=arguments.rounds,
+            workers=arguments.workers,
+        )
+        merge(arguments.output, results)
     print(f"\nwritten to {arguments.output}")
