@@ -14,6 +14,8 @@ RUNTIME = [
     "alembic>=1.13",
     "click>=8.1",
     "cryptography>=45",
+    # names of dns-01 challenges; the resolver of the standard library reads no TXT
+    "dnspython>=2.6",
     "gunicorn>=23",
     # gunicorn's compiled HTTP parser: measured 1.2 times the requests per second
     "gunicorn_h1c>=0.6.9",
@@ -24,6 +26,8 @@ RUNTIME = [
     "urllib3>=2.2",
 ]
 POSTGRESQL = ["psycopg[binary]>=3.1.18"]
+# keys in tokens (SoftHSM in the tests)
+PKCS11 = ["python-pkcs11>=0.9"]
 TEST = [
     "WebTest>=3.0",
     "botocore>=1.34",
@@ -59,7 +63,11 @@ setup(
         if folder.name != "__pycache__"
     ],
     install_requires=RUNTIME,
-    extras_require={"postgresql": POSTGRESQL, "test": POSTGRESQL + TEST},
+    extras_require={
+        "pkcs11": PKCS11,
+        "postgresql": POSTGRESQL,
+        "test": POSTGRESQL + PKCS11 + TEST,
+    },
     entry_points={
         "console_scripts": [
             "mooring = services.cli.main:main",

@@ -21,6 +21,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from services.ca import service, wire
+from services.ca.acme.keys import key_routes
+from services.ca.acme.store import Store
 from services.ca.authority import (
     NAMES_FIELDS,
     Actor,
@@ -33,7 +35,7 @@ from services.ca.authority import (
 )
 from services.ca.files import certificates_pem
 from services.ca.ledger import Record, Search, Token, timestamp
-from services.ca.profile_file import INTERNAL, Offer, parse_span
+from services.ca.profile_file import INTERNAL, Offer, acme_profiles, parse_span
 from services.ca.refusal import Refused, shown
 from services.ca.request import parse_csr
 from services.ca.states import EXPIRED, HELD, ISSUED, PENDING, REASONS, REVOKED
@@ -120,6 +122,13 @@ class CertificateApi:
                 ("GET", "/v1/chain", ANYONE, self.chain),
                 ("GET", "/v1/root", ANYONE, self.root),
                 ("GET", "/v1/audit", "audit:read", self.audit),
+                *key_routes(
+                    Store(self.ledger.database),
+                    self.ledger,
+                    acme_profiles(authority.offers),
+                    self._may,
+                    clock,
+                ),
             ]
         )
 
@@ -450,6 +459,12 @@ class CertificateApi:
         return json_answer(answer)
 
     # ---- who asks ----------------------------------------------------------------------------
+
+    def _may(self, request: Request, rule: str) -> Actor:
+        """Who asks, if the rule lets it; raises Failure."""
+        caller = self._caller(request.environ)
+        enforce(rule, caller.client)
+        return caller.actor
 
     def _caller(self, environ: WSGIEnvironment) -> Caller:
         """The client, if the ledger has its certificate as issued now; Failure 401 or 403.

@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from services.ca import names
 from services.ca.issue import LEAST_LIFETIME
 from services.ca.keys import KeyType
-from services.ca.profiles import PROFILES, NameRules, Network, Profile
+from services.ca.profiles import PROFILES, NameRules, Network, Profile, Subject
 from services.ca.refusal import Refused
 from services.core.identity import ADMINS, OPERATORS
 
@@ -328,3 +328,13 @@ def _profile_name(value: str) -> str:
     if not NAME.fullmatch(value):
         raise ValueError("is no name of a profile")
     return value
+
+
+def acme_profiles(offers: Mapping[str, Offer]) -> dict[str, Profile]:
+    """The profiles that are given over ACME, by name."""
+    return {
+        name: offer.profile
+        for name, offer in offers.items()
+        # a subject name would not have been validated
+        if offer.acme and offer.profile.subject is Subject.NONE
+    }

@@ -37,8 +37,7 @@ from services.ca.acme.store import (
 )
 from services.ca.acme.validation import Checks, Validation
 from services.ca.keys import accept_public_key
-from services.ca.profile_file import Offer
-from services.ca.profiles import Profile, Subject
+from services.ca.profile_file import acme_profiles
 from services.ca.refusal import Refused
 from services.ca.service import build
 from services.core.config import ConfigError
@@ -664,16 +663,6 @@ def app_factory(global_conf: dict[str, str], *, config: str) -> WSGIApplication:
     )
     certificates = AuthorityCertificates(service.authority)
     return Acme(settings, store, certificates, Policy(store, profiles, options.profile), checks)
-
-
-def acme_profiles(offers: Mapping[str, Offer]) -> dict[str, Profile]:
-    """The profiles that are given over ACME, by name."""
-    return {
-        name: offer.profile
-        for name, offer in offers.items()
-        # a subject name would not have been validated
-        if offer.acme and offer.profile.subject is Subject.NONE
-    }
 
 
 def _off(environ: WSGIEnvironment, _start_response: StartResponse) -> Iterable[bytes]:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from services.ca.acme.application import Acme, Settings, acme_profiles
+from services.ca.acme.application import Acme, Settings
 from services.ca.acme.certificates import AuthorityCertificates
 from services.ca.acme.jws import jwk_of
 from services.ca.acme.orders import Policy
@@ -36,7 +36,7 @@ from services.ca.acme.validation import Validation
 from services.ca.authority import Authority
 from services.ca.hierarchy import Hierarchy
 from services.ca.ledger import Ledger
-from services.ca.profile_file import SHIPPED
+from services.ca.profile_file import SHIPPED, acme_profiles
 from services.ca.signer import Issuer
 from services.core.database import Database
 
