@@ -32,16 +32,20 @@ from cryptography.x509.oid import NameOID
 from services.ca import keystore
 from services.ca.authority import Actor, Authority
 from services.ca.keys import generate_key, signature_hash
+from services.ca.keystore import crl_number
 from services.ca.ledger import Ledger, Search, serial_text
 from services.ca.profile_file import SHIPPED
+from services.ca.publication import issuer_id
 from services.ca.request import make_request
-from services.ca.states import ISSUED
+from services.ca.states import ISSUED, REVOKED
 from services.core.database import Database
 from services.core.identity import ADMINS
 
 ROOT = Path(__file__).parents[3]
 REQUESTS = int(os.environ.get("MOORING_KILL_REQUESTS", "300"))
 AT_ONCE = 48
+# every so many certificates that a client receives are revoked, while workers die
+REVOKED_EACH = 6
 WORKERS = 4
 TRIES_OF_A_TOKEN = 4
 COMMAND = Actor("command:test", frozenset(), "", "", "command")
@@ -90,6 +94,20 @@ class Running:
             return response.status, response.read()
         finally:
             connection.close()
+
+    def crl(self) -> x509.CertificateRevocationList | None:
+        """The list as everybody fetches it; None if the connection broke or there is none now."""
+        connection = UnixConnection(self.directory / "ca-public.sock")
+        try:
+            connection.request("GET", f"/crl/{issuer_id(self.authority.authorities.active)}.crl")
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+        assert response.status in (200, 503), response.status
+        return x509.load_der_x509_crl(body) if response.status == 200 else None
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
@@ -174,7 +192,8 @@ def csr(name: str | None) -> str:
 
 def test_what_a_client_holds_is_in_the_ledger_whatever_dies(running: Running) -> None:
     """Every certificate received is stored whole, no serial twice, each token used once, and the
-    audit trail verifies, while workers are killed with SIGKILL under concurrent requests."""
+    audit trail verifies; every revocation that was confirmed is on the list, whose number only
+    rises and whose signature OpenSSL verifies: although workers were killed all the time."""
     authority, ledger = running.authority, running.authority.ledger
     admin = Actor("ann", frozenset({ADMINS}), "", "", "certificate", "client")
     tokens = [
@@ -195,6 +214,19 @@ def test_what_a_client_holds_is_in_the_ledger_whatever_dies(running: Running) ->
     received: list[tuple[str, bytes]] = []
     statuses: list[int] = []
     broken: list[str] = []
+    confirmed: set[str] = set()
+    unsure: set[str] = set()
+
+    def revoke(serial: str) -> None:
+        try:
+            status, body = running.ask(
+                f"/v1/certificates/{serial}/revoke", {"reason": "superseded"}, **running.headers
+            )
+        except (OSError, http.client.HTTPException):
+            unsure.add(serial)
+            return
+        assert status in (200, 503), body
+        (confirmed if status == 200 else unsure).add(serial)
 
     def one(job: tuple[dict[str, str], dict[str, str]]) -> None:
         document, headers = job
@@ -210,6 +242,16 @@ def test_what_a_client_holds_is_in_the_ledger_whatever_dies(running: Running) ->
             assert answer["serial"] == serial_text(certificate.serial_number)
             token = headers.get("Authorization", "")
             received.append((token, certificate.public_bytes(Encoding.DER)))
+            if len(received) % REVOKED_EACH == 0:
+                revoke(answer["serial"])
+
+    numbers: list[int] = []
+
+    def watcher() -> None:
+        while not finished.wait(0.1):
+            crl = running.crl()
+            if crl is not None:
+                numbers.append(crl_number(crl))
 
     finished = threading.Event()
     killed: list[int] = []
@@ -225,25 +267,32 @@ def test_what_a_client_holds_is_in_the_ledger_whatever_dies(running: Running) ->
                     killed.append(victim)
 
     hunter = threading.Thread(target=killer)
+    reader = threading.Thread(target=watcher)
     hunter.start()
+    reader.start()
     try:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(one, jobs))
     finally:
         finished.set()
         hunter.join(30)
+        reader.join(90)
     print(
         f"{len(received)} certificates received, {len(broken)} connections broken,"
-        f" {len(killed)} workers killed"
+        f" {len(killed)} workers killed, {len(confirmed)} revoked, {len(unsure)} perhaps,"
+        f" {len(numbers)} lists read"
     )
     assert len(killed) >= 2
     assert received
+    assert confirmed
+    assert numbers == sorted(numbers)
     assert set(statuses) <= {201, 403, 503}, statuses
 
     for _token, der in received:
         record = ledger.by_fingerprint(hashlib.sha256(der).hexdigest())
         assert record is not None
-        assert record.state == ISSUED
+        states = {REVOKED} if record.serial in confirmed else {ISSUED}
+        assert record.state in ({ISSUED, REVOKED} if record.serial in unsure else states)
         assert ledger.der(record.authority_id, record.serial) == der
     serials = [x509.load_der_x509_certificate(der).serial_number for _, der in received]
     assert len(set(serials)) == len(serials)
@@ -259,3 +308,46 @@ def test_what_a_client_holds_is_in_the_ledger_whatever_dies(running: Running) ->
         "/v1/certificates", {"profile": "client", "csr": shared}, **running.headers
     )
     assert status == 201
+    assert_lists_hold(running, confirmed, max(numbers, default=0))
+
+
+def assert_lists_hold(running: Running, confirmed: set[str], seen: int) -> None:
+    """The list that is served shows exactly what the ledger holds as revoked, at least what was
+    confirmed; it verifies, its number is the greatest, and no number was used for two lists."""
+    authority, ledger = running.authority, running.authority.ledger
+    now = datetime.now(UTC)
+    rows = ledger.search(Search(state=REVOKED), now=now, limit=1000)
+    revoked = {row.serial for row in rows}
+    assert confirmed <= revoked
+    crl: x509.CertificateRevocationList | None = None
+
+    def complete() -> bool:
+        nonlocal crl
+        crl = running.crl()
+        return crl is not None and {serial_text(e.serial_number) for e in crl} == revoked
+
+    # a worker that died between the commit and its list left that to the others' next round
+    until(complete, "the list does not show every revocation", 30)
+    assert crl is not None
+    issuer = authority.authorities.active
+    name = issuer_id(issuer)
+    assert crl_number(crl) >= seen
+    with ledger.database.read() as connection:
+        stored = [each.number for each in ledger.crl_numbers(connection, name)]
+    assert stored == sorted(set(stored))
+    assert stored[-1] == crl_number(crl)
+    delta = ledger.latest_crl(name, delta=True)
+    assert delta is not None
+    assert delta.number == crl_number(crl)
+    (running.directory / "latest.crl").write_bytes(crl.public_bytes(Encoding.PEM))
+    (running.directory / "issuer.pem").write_bytes(issuer.certificate.public_bytes(Encoding.PEM))
+    done = subprocess.run(
+        [
+            *("openssl", "crl", "-in", running.directory / "latest.crl", "-noout", "-verify"),
+            *("-CAfile", running.directory / "issuer.pem"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "verify OK\n")
