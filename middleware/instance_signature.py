@@ -15,7 +15,14 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from services.core.errors import Failure
 from services.core.headers import environ_key
 from services.core.identity import ClientIdentity, InstanceClaim
-from services.core.signature import host_key, load_secrets, matches, message_v2, request_target
+from services.core.signature import (
+    host_key,
+    load_secrets,
+    matches,
+    message_v2,
+    prepared,
+    request_target,
+)
 
 _INSTANCE, _PROJECT = environ_key("X-Instance-ID"), environ_key("X-Tenant-ID")
 _SIGNATURE_1 = environ_key("X-Instance-ID-Signature")
@@ -66,18 +73,21 @@ class InstanceSignature:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.app, self.clock = app, clock
-        self.masters, self.nova_secrets = masters, nova_secrets
+        self.masters, self.nova_secrets = masters, tuple(map(prepared, nova_secrets))
         self.nova_without_host, self.max_age = nova_without_host, max_age
         self.host_keys = lru_cache(_REMEMBERED_HOSTS)(
-            lambda host: tuple(host_key(master, host) for master in masters)
+            lambda host: tuple(prepared(host_key(master, host)) for master in masters)
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         version_2 = bool(self.masters) and (_SIGNATURE_2 in environ or not self.nova_secrets)
-        claim = self.version_2(environ) if version_2 else self.version_1(environ)
-        for key in _NAMES:
-            if key in environ:
-                del environ[key]
+        if version_2:
+            claim = self.version_2(environ)
+            environ.pop(_SIGNATURE_1, None)
+        else:
+            claim = self.version_1(environ)
+            for key in _NAMES:
+                environ.pop(key, None)
         environ["mooring.instance"] = claim
         return self.app(environ, start_response)
 
@@ -97,12 +107,13 @@ class InstanceSignature:
 
     def version_2(self, environ: WSGIEnvironment) -> InstanceClaim:
         """Ours: only with a host's certificate, under that host's key, and only for a while."""
+        take = environ.pop
         try:
-            instance = environ[_INSTANCE]
-            signature = environ[_SIGNATURE_2]
-            project = environ[_PROJECT]
-            network = environ[_NETWORK]
-            when = environ[_TIME]
+            instance = take(_INSTANCE)
+            signature = take(_SIGNATURE_2)
+            project = take(_PROJECT)
+            network = take(_NETWORK)
+            when = take(_TIME)
         except KeyError as error:
             raise _missing(error.args[0]) from None
         client: ClientIdentity | None = environ.get("mooring.client")

@@ -105,6 +105,9 @@ class RevisionWatch:
         self._pid = 0
 
 
+FILE_SECONDS = 0.05
+"""Time between two looks whether the database file is still there and the same."""
+
 WAL_INDEX_HEAD = 48
 """Bytes of a WAL index's head: format, counter of changes, frames, salts, checksum. A commit is
 visible to readers when it stands there (https://www.sqlite.org/walformat.html, 2.1)."""
@@ -143,14 +146,20 @@ class _SQLiteHint:
         self._index: mmap.mmap | None = None
         self._head = b""
         self._mark: object = None
+        self._sure_until = 0.0
         self._lock = threading.Lock()
 
     def mark(self) -> object:
         with self._lock:
+            head = b"" if self._index is None else self._index[:WAL_INDEX_HEAD]
+            clock = time.monotonic()
+            if head and head == self._head and clock < self._sure_until:
+                return self._mark
             now = inode(self._name)
             if now == 0:
+                self._sure_until = 0.0
                 raise Unavailable("the database file is not there")
-            head = b"" if self._index is None else self._index[:WAL_INDEX_HEAD]
+            self._sure_until = clock + FILE_SECONDS
             if head and head == self._head and now == self._inode:
                 return self._mark
             opened = False

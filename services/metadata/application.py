@@ -123,7 +123,7 @@ class Metadata:
             LOG.warning("refused", reason="another project's", instance=known.id, host=claim.host)
             raise Failure(404, NOT_FOUND)
         host = claim.host
-        if host is not None and host != known.instance.host and host != known.instance.next_host:
+        if host is not None and host not in known.hosts:
             # The same 404 as for an unknown instance: a stolen host certificate learns nothing.
             LOG.warning("refused", reason="another host's", instance=known.id, host=host)
             raise Failure(404, NOT_FOUND)
@@ -132,8 +132,7 @@ class Metadata:
     def _get(
         self, environ: WSGIEnvironment, start_response: StartResponse, known: Known
     ) -> Iterable[bytes]:
-        options = known.instance.options
-        if TOKEN_HEADER in environ or options.http_tokens_required or not options.http_endpoint:
+        if TOKEN_HEADER in environ or not known.unguarded:
             self._admit(environ, known)
         path = environ.get("PATH_INFO", "")
         page = known.pages.get(path)

@@ -42,12 +42,16 @@ FOLLOWED = 10_000
 class Known:
     """An instance in memory. ``pages`` maps a canonical PATH_INFO to what is sent for it."""
 
-    __slots__ = ("id", "instance", "pages", "project_id", "size", "tree")
+    __slots__ = ("hosts", "id", "instance", "pages", "project_id", "size", "tree", "unguarded")
 
     def __init__(self, instance: Instance, settings: Settings) -> None:
         self.instance = instance
         self.id = instance.id
         self.project_id = instance.project_id
+        self.hosts = (instance.host, instance.next_host)
+        # Nothing to check when a request shows no token.
+        options = instance.options
+        self.unguarded = options.http_endpoint and not options.http_tokens_required
         self.tree = Tree(instance, settings)
         # All that a boot asks for, at once: page by page, between requests of others, it takes
         # several times as long.
@@ -103,7 +107,9 @@ class Cache:
             if known is not None:
                 if away is not None and self._clock() - self._fresh > self._stale_limit:
                     raise away
-                self._known.move_to_end(instance_id)
+                # The order matters only when something may soon have to leave.
+                if self._size > self._limit * WARM_SHARE:
+                    self._known.move_to_end(instance_id)
                 return known
             if away is not None:
                 raise away

@@ -256,7 +256,7 @@ def test_no_field_may_run_into_the_next(field):
 def test_the_key_is_the_hosts_own():
     """Another host's key, or the master itself, signs nothing for this host."""
     message = signature.message_v2(**FIELDS)
-    keys = {signature.host_key(MASTERS[0], "host-1")}
+    keys = [signature.prepared(signature.host_key(MASTERS[0], "host-1"))]
     for key in (MASTERS[0], signature.host_key(MASTERS[0], "host-2")):
         assert not signature.matches(keys, message, signature.sign_v2(key, message))
 
@@ -369,7 +369,8 @@ def test_every_secret_is_compared(monkeypatch, position):
 
     monkeypatch.setattr(signature.hmac, "compare_digest", compare)
     offered = "0" * 64 if position is None else signature.sign_v2(MASTERS[position], b"m")
-    assert signature.matches(MASTERS, b"m", offered) is (position is not None)
+    keys = [signature.prepared(master) for master in MASTERS]
+    assert signature.matches(keys, b"m", offered) is (position is not None)
     assert compared == [(bytes, bytes)] * len(MASTERS)
 
 

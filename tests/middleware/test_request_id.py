@@ -76,3 +76,20 @@ def test_request_id_refuses_any_key():
     """It has no keys: a typo stops the start."""
     with pytest.raises(TypeError, match="'header'"):
         request_id.filter_factory({}, header="X-Id")
+
+
+def test_a_proxy_may_answer_with_its_own_id(inner, environ, call):
+    """With proxy_answers the proxy's id is only kept for us; one that we made is still sent."""
+    app = request_id.filter_factory({}, proxy_answers="true")(inner)
+    given = "req-" + "0" * 32
+    answer = call(app, environ(HTTP_X_REQUEST_ID=given))
+    assert "X-Request-ID" not in answer.headers
+    assert inner.environ["mooring.request_id"] == given
+    answer = call(app, environ())
+    assert answer.headers["X-Request-ID"] == inner.environ["mooring.request_id"]
+
+
+def test_proxy_answers_is_true_or_false():
+    """Another word stops the start."""
+    with pytest.raises(ValueError, match="proxy_answers is true or false"):
+        request_id.filter_factory({}, proxy_answers="yes")

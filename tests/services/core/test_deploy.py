@@ -251,7 +251,7 @@ def test_a_strangers_composite_is_followed_where_it_names_applications(ini):
         ),
         (
             FILTERS.replace("[filter:request_id]", "[filter:request_id]\nx = 2") + APPS,
-            "[filter:request_id]: unknown key 'x'; allowed: none",
+            "[filter:request_id]: unknown key 'x'; allowed: proxy_answers",
         ),
         (
             FILTERS.replace("middleware.errors:", "middleware.eror:") + APPS,

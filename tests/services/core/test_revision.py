@@ -159,8 +159,11 @@ def test_sqlite_without_its_shared_memory_is_asked(
     database.close()
 
 
-def test_a_replaced_sqlite_file_is_read_anew(sqlite_url: str) -> None:
+def test_a_replaced_sqlite_file_is_read_anew(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file put in place of another is noticed; while there is none, the look says so."""
+    monkeypatch.setattr(revision, "FILE_SECONDS", 0.0)
     database = Database(sqlite_url)
     watch = RevisionWatch(database)
     watch.poll()

@@ -12,6 +12,7 @@ import webob
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.core import revision
 from services.core.database import Database
 from services.core.errors import Failure
 from services.core.identity import InstanceClaim
@@ -321,8 +322,11 @@ def test_a_change_is_seen_by_every_worker_at_once(serve: Callable[..., Served]) 
     assert two.refused(path).status == 404
 
 
-def test_without_the_database_what_is_known_is_served(serve: Callable[..., Served]) -> None:
+def test_without_the_database_what_is_known_is_served(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Known: 200. Unknown: 503 with Retry-After, not 404. Readiness says why. And back again."""
+    monkeypatch.setattr(revision, "FILE_SECONDS", 0.0)
     served = serve()
     served.create()
     served.create(instance_id=OTHER, interfaces=[])
