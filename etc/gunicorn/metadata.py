@@ -28,10 +28,13 @@ backlog = 2048
 timeout = 30
 graceful_timeout = 30
 
-# A request of an instance is small; NGINX has the same limits in front.
-limit_request_line = 4094
+# NGINX in front limits target and headers (limits.conf: 12 kB each) and allows letters, `-` and `_` in
+# a method. gunicorn's own limits are wider, so that what is refused is refused by NGINX or by the
+# application: gunicorn's own errors are HTML.
+limit_request_line = 0
 limit_request_fields = 64
-limit_request_field_size = 8190
+limit_request_field_size = 12288
+permit_unconventional_http_method = True
 
 # NGINX is the only peer and sets what is needed; nothing in a header may move the path.
 forwarded_allow_ips = ""

@@ -165,7 +165,23 @@ def test_the_signed_door_takes_no_address(house, one):
 
 
 def test_errors_are_text(one):
-    """What NGINX refuses itself is plain text as well."""
-    answer = one.request("POST", "/openstack/latest/password", body=b"p" * 5000)
-    assert answer.status == 413
-    assert re.match(r"413 Content Too Large\n\n", answer.text)
+    """Whoever refuses, NGINX or the application: gunicorn's own errors, which are HTML, never."""
+    body = request_bytes("POST", "/openstack/latest/password", body=b"p" * 5000)
+    refused = {
+        body: 413,
+        request_bytes("X", UUID): 405,
+        request_bytes("G" * 40, UUID): 405,
+        request_bytes("get", UUID): 400,
+        request_bytes("GET", "/" + "x" * 5000): 404,
+        request_bytes("GET", "/" + "x" * 11000): 404,
+        request_bytes("GET", "/" + "x" * 13000): 414,
+        request_bytes("GET", UUID, [("X-aws-ec2-metadata-token", "A" * 11000)]): 401,
+        request_bytes("GET", UUID, [("X-aws-ec2-metadata-token", "A" * 13000)]): 400,
+        request_bytes("GET", UUID, [("Host", "other")]): 400,
+        body.replace(b"Content-Length: 5000", b"Transfer-Encoding: chunked"): 400,
+    }
+    for raw, status in refused.items():
+        answer = one.send(raw)
+        assert answer.status == status, raw[:60]
+        assert answer.headers["Content-Type"] == "text/plain; charset=UTF-8", raw[:60]
+        assert re.match(rf"{status} [A-Z].*\n\n", answer.text), raw[:60]

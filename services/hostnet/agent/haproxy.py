@@ -52,7 +52,7 @@ HOP_LIMIT_TABLE = "mooring_hop_limit"
 HEADER_SECONDS = 5
 # All request headers together; cloud-init's are 200 bytes, a token adds about as much.
 MAX_HEADER_BYTES = 8192
-# gunicorn's `limit_request_line` is 4094 with method and version; real targets are under 200.
+# Real targets are under 200; NGINX behind takes 12 kB.
 MAX_TARGET_BYTES = 2048
 # A generated password, base64, is at most 1020 bytes; NGINX has the same limit.
 MAX_BODY_BYTES = 2048
