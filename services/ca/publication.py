@@ -63,6 +63,10 @@ ROOT_CRITICAL = timedelta(days=7)
 # A published list that is not renewed although it should be: two intervals are a missed one.
 LATE_INTERVALS = 2
 
+# A new list is in NGINX's file at once here and after `follow_seconds` (5) on other controllers:
+# what is missing for longer is not coming.
+FILE_LATE = timedelta(minutes=1)
+
 # NGINX loads some MB of lists in well under a second; a command that hangs must not hang us.
 RELOAD_SECONDS = 30
 
@@ -72,7 +76,7 @@ RELOAD_GAP = 0.2
 
 
 class Severity(enum.IntEnum):
-    """How bad a finding is; also the exit code of a status command, as monitoring has it."""
+    """How bad a finding is."""
 
     OK = 0
     WARNING = 1
@@ -81,11 +85,15 @@ class Severity(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is to be said about one list: `subject` is root, file, or an authority's id."""
+    """What is to be said about one list: `subject` is root, file, database or an authority's id.
+
+    `ends` is when the list ends (of the file: its first), where that is known.
+    """
 
     severity: Severity
     subject: str
     text: str
+    ends: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,20 +476,10 @@ class Publisher:
     def status(self) -> list[Finding]:
         """Everything there is to say about lists, without changing anything; never raises."""
         now = self.clock()
-        try:
-            findings = _root_findings(self.root_crl(), now)
-        except KeystoreError as error:
-            findings = [Finding(Severity.CRITICAL, "root", str(error))]
-        try:
-            latest = {authority: self.ledger.latest_crl(authority) for authority in self.issuers}
-            for authority, crl in latest.items():
-                state = self.ledger.crl_state(authority)
-                findings.append(_authority_finding(authority, crl, state, now, self.periods))
-        except Unavailable as error:
-            findings.append(Finding(Severity.CRITICAL, "database", f"is away: {error}"))
-        if self.nginx is not None:
-            findings.append(_file_finding(self.nginx, now))
-        return findings
+        return [
+            *root_status(self.directory, self.root, now),
+            *list_status(self.ledger, list(self.issuers), self.periods, self.nginx, now),
+        ]
 
     def unready(self) -> str | None:
         """For readiness: the reason if everybody is locked out or cannot be.
@@ -502,6 +500,41 @@ class Publisher:
         return force or is_due(self.ledger.crl_state(authority), self.clock(), self.periods)
 
 
+def root_status(directory: Path, root: x509.Certificate, now: datetime) -> list[Finding]:
+    """What there is to say about the root's own list; never raises."""
+    try:
+        return _root_findings(keystore.read_root_crl(directory, root), now)
+    except KeystoreError as error:
+        return [Finding(Severity.CRITICAL, "root", str(error))]
+
+
+def list_status(
+    ledger: Ledger,
+    authorities: Sequence[str],
+    periods: Periods,
+    nginx: NginxFile | None,
+    now: datetime,
+) -> list[Finding]:
+    """What there is to say about the lists of these authorities and NGINX's file; never raises.
+
+    It needs no key, so that monitoring needs no passphrase.
+    """
+    findings: list[Finding] = []
+    latest: list[StoredCRL] = []
+    try:
+        for authority in authorities:
+            crl = ledger.latest_crl(authority)
+            state = ledger.crl_state(authority)
+            findings.append(_authority_finding(authority, crl, state, now, periods))
+            if crl is not None:
+                latest.append(crl)
+    except Unavailable as error:
+        findings.append(Finding(Severity.CRITICAL, "database", f"is away: {error}"))
+    if nginx is not None:
+        findings.append(_file_finding(nginx, latest, now))
+    return findings
+
+
 _LEVELS = {Severity.WARNING: logging.WARNING, Severity.CRITICAL: logging.ERROR}
 
 
@@ -513,7 +546,7 @@ def _root_findings(crl: x509.CertificateRevocationList, now: datetime) -> list[F
     remedy = "make a new one with the root's key (`mooring ca root-crl`) and install it"
     if left <= timedelta(0):
         text = f"the root's list has ended at {end:%Y-%m-%d %H:%MZ}: NGINX refuses everybody"
-        return [Finding(Severity.CRITICAL, "root", f"{text}; {remedy}")]
+        return [Finding(Severity.CRITICAL, "root", f"{text}; {remedy}", end)]
     severity = (
         Severity.CRITICAL
         if left <= ROOT_CRITICAL
@@ -522,7 +555,8 @@ def _root_findings(crl: x509.CertificateRevocationList, now: datetime) -> list[F
         else Severity.OK
     )
     text = f"the root's list ends at {end:%Y-%m-%d %H:%MZ}, in {left.days} days"
-    return [Finding(severity, "root", text if severity is Severity.OK else f"{text}; {remedy}")]
+    shown = text if severity is Severity.OK else f"{text}; {remedy}"
+    return [Finding(severity, "root", shown, end)]
 
 
 def _authority_finding(
@@ -533,30 +567,43 @@ def _authority_finding(
     periods: Periods,
 ) -> Finding:
     if crl is None:
-        return Finding(Severity.CRITICAL, authority, "no list was ever published")
-    text = f"list {crl.number} ends at {crl.next_update:%Y-%m-%d %H:%MZ}"
-    if crl.next_update <= now:
-        return Finding(Severity.CRITICAL, authority, f"{text}, which is over")
-    if state is not None and state.unlisted:
         return Finding(
-            Severity.WARNING, authority, f"{text}, and does not show the last revocation"
+            Severity.CRITICAL,
+            authority,
+            "no list was ever published: start the certificate service, or `mooring ca publish`",
         )
-    if now - crl.this_update > LATE_INTERVALS * periods.interval:
-        return Finding(Severity.WARNING, authority, f"{text}, and should have been renewed")
-    return Finding(Severity.OK, authority, text)
+    text, severity = f"list {crl.number} ends at {crl.next_update:%Y-%m-%d %H:%MZ}", Severity.OK
+    if crl.next_update <= now:
+        severity, text = Severity.CRITICAL, f"{text}, which is over"
+    elif state is not None and state.unlisted:
+        severity, text = Severity.WARNING, f"{text}, and does not show the last revocation"
+    elif now - crl.this_update > LATE_INTERVALS * periods.interval:
+        severity, text = Severity.WARNING, f"{text}, and should have been renewed"
+    if severity is not Severity.OK:
+        text += ": is the certificate service running?"
+    return Finding(severity, authority, text, crl.next_update)
 
 
-def _file_finding(nginx: NginxFile, now: datetime) -> Finding:
+def _file_finding(nginx: NginxFile, latest: Sequence[StoredCRL], now: datetime) -> Finding:
+    path = nginx.path
     try:
-        crls = _read_crls(nginx.path.read_bytes())
+        crls = _read_crls(path.read_bytes())
     except (OSError, ValueError) as error:
-        return Finding(Severity.CRITICAL, "file", f"{nginx.path}: {type(error).__name__}")
+        return Finding(Severity.CRITICAL, "file", f"{path}: {type(error).__name__}")
     ends = [each.next_update_utc for each in crls if each.next_update_utc is not None]
     if not ends or min(ends) <= now:
-        return Finding(Severity.CRITICAL, "file", f"{nginx.path} holds a list that has ended")
-    if nginx.path.with_name(f".{nginx.path.name}.unread").exists():
-        return Finding(Severity.WARNING, "file", f"{nginx.path} is newer than what NGINX has read")
-    return Finding(Severity.OK, "file", f"{nginx.path} holds until {min(ends):%Y-%m-%d %H:%MZ}")
+        text = f"{path} holds a list that has ended"
+        return Finding(Severity.CRITICAL, "file", text, min(ends, default=None))
+    if path.with_name(f".{path.name}.unread").exists():
+        text = f"{path} is newer than what NGINX has read"
+        return Finding(Severity.WARNING, "file", text, min(ends))
+    held = {crl_der(each) for each in crls}
+    for each in latest:
+        if each.der not in held and now - each.this_update > FILE_LATE:
+            text = f"{path} does not hold list {each.number} of {each.authority_id}"
+            return Finding(Severity.WARNING, "file", text, min(ends))
+    text = f"{path} holds until {min(ends):%Y-%m-%d %H:%MZ}"
+    return Finding(Severity.OK, "file", text, min(ends))
 
 
 def _read_crls(data: bytes) -> list[x509.CertificateRevocationList]:
@@ -613,21 +660,33 @@ def publisher_from(conf: Any, ledger: Ledger, authorities: Authorities) -> Publi
 
     Raises ValueError naming the option.
     """
-    try:
-        periods = Periods(interval=timedelta(seconds=conf.ca.crl_interval))
-    except ValueError as error:
-        raise ValueError(f"[ca] crl_interval: {error}") from None
-    nginx = None
-    if conf.ca.crl_file:
-        path = Path(conf.ca.crl_file)
-        if not path.is_absolute():
-            raise ValueError(f"[ca] crl_file: {path} is not absolute")
-        try:
-            nginx = NginxFile(path, tuple(shlex.split(conf.ca.crl_reload)))
-        except ValueError as error:
-            raise ValueError(f"[ca] crl_reload: {error}") from None
     publisher = Publisher(
-        ledger, authorities, directory=Path(conf.ca.directory), periods=periods, nginx=nginx
+        ledger,
+        authorities,
+        directory=Path(conf.ca.directory),
+        periods=periods_from(conf),
+        nginx=nginx_from(conf),
     )
     readiness.register("ca root list", publisher.unready)
     return publisher
+
+
+def periods_from(conf: Any) -> Periods:
+    """The periods that mooring.conf gives; raises ValueError naming the option."""
+    try:
+        return Periods(interval=timedelta(seconds=conf.ca.crl_interval))
+    except ValueError as error:
+        raise ValueError(f"[ca] crl_interval: {error}") from None
+
+
+def nginx_from(conf: Any) -> NginxFile | None:
+    """NGINX's file as mooring.conf gives it, if it does; raises ValueError naming the option."""
+    if not conf.ca.crl_file:
+        return None
+    path = Path(conf.ca.crl_file)
+    if not path.is_absolute():
+        raise ValueError(f"[ca] crl_file: {path} is not absolute")
+    try:
+        return NginxFile(path, tuple(shlex.split(conf.ca.crl_reload)))
+    except ValueError as error:
+        raise ValueError(f"[ca] crl_reload: {error}") from None

@@ -397,8 +397,9 @@ def status(
 ) -> None:
     """Say whether root, intermediates and lists hold, and for how long; for monitoring.
 
-    The exit code is 0 if all is well, 1 if something has ended or ends soon, a key is kept badly
-    or a list that is served was not renewed; 3 if the database cannot be read.
+    The exit code is 0 if all is well and 1 if anything needs attention: something has ended or
+    ends soon, a key is kept badly, a list that is served was not renewed or lacks a revocation,
+    NGINX's file is not up to date, the database cannot be read. No passphrase is needed.
 
     \b
     Examples:
@@ -411,17 +412,17 @@ def status(
     now = present()
     with explained():
         found = keystore.survey(where.directory)
-    rows = [_judged(each, now, within) for each in found]
+    rows = [judged(each, now, within) for each in found]
     if database is not None or where.conf is not None:
         ids = [each.id for each in found if each.kind == "authority" and each.state != "retired"]
-        rows += _served(where, database, ids, now)
+        rows += served(where, database, ids, now)
     show_rows(("kind", "id", "ends", "verdict"), rows, style)
     bad = [row for row in rows if row["verdict"] != "good"]
     if bad:
         raise Failed(f"{len(bad)} of {len(rows)} things need attention")
 
 
-def _judged(each: Surveyed, now: datetime, within: timedelta | None) -> dict[str, str]:
+def judged(each: Surveyed, now: datetime, within: timedelta | None = None) -> dict[str, str]:
     """A row of the table: what it is, when it ends, and "good" or what is wrong."""
     warning = {
         "root": ROOT_WARNING,
@@ -452,27 +453,31 @@ def _judged(each: Surveyed, now: datetime, within: timedelta | None) -> dict[str
     }
 
 
-def _served(
+def served(
     where: Site, database: str | None, authorities: list[str], now: datetime
 ) -> list[dict[str, str]]:
-    """A row for each authority's list in the database, which the service renews by itself."""
+    """A row for each authority's list in the database, and for NGINX's file if there is one."""
     from services.ca.ledger import Ledger
+    from services.ca.publication import Periods, Severity, list_status, nginx_from, periods_from
 
-    rows = []
+    periods, nginx = Periods(), None
+    if where.conf is not None:
+        try:
+            periods, nginx = periods_from(where.conf), nginx_from(where.conf)
+        except ValueError as error:
+            raise Failed(str(error)) from None
     with database_of(where, database) as opened:
-        ledger = Ledger(opened)
-        for name in authorities:
-            crl = ledger.latest_crl(name)
-            row = {"kind": "crl", "id": name, "state": "", "ends": "", "verdict": "good"}
-            if crl is None:
-                row["verdict"] = "was never made: is the certificate service running?"
-            else:
-                row["ends"] = when(crl.next_update)
-                # it is renewed long before; the last half of its time says that nobody does
-                if now > crl.this_update + (crl.next_update - crl.this_update) / 2:
-                    row["verdict"] = "is not renewed: is the certificate service running?"
-            rows.append(row)
-    return rows
+        findings = list_status(Ledger(opened), authorities, periods, nginx, now)
+    return [
+        {
+            "kind": each.subject if each.subject in ("file", "database") else "crl",
+            "id": each.subject if each.subject in authorities else "",
+            "state": "",
+            "ends": when(each.ends) if each.ends else "",
+            "verdict": "good" if each.severity is Severity.OK else each.text,
+        }
+        for each in findings
+    ]
 
 
 def _living(where: Site, database: str | None, authority: str) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from services.ca.authority import Actor, Authority
 from services.ca.keys import KeyType, generate_key, key_type
 from services.ca.keystore import Urls
 from services.ca.ledger import Ledger
-from services.ca.publication import Publisher
+from services.ca.publication import NginxFile, Publisher, ReloadFailed
 from services.ca.request import make_request
 from services.cli import ca as ca_commands
 from services.cli import ca_site
@@ -293,17 +293,59 @@ def test_status_tells_of_keys_kept_badly(mooring: Mooring) -> None:
 def test_status_looks_at_the_lists_that_are_served(
     made: Mooring, database: Database, later: Callable[[timedelta], None]
 ) -> None:
-    """A list that was never made, or is not renewed, says that the service does not run."""
-    assert "was never made" in made.run("status", code=1).stdout
+    """A list that was never made, lacks a revocation or is not renewed is said; so is a database
+    that is away, beside all that is known without it."""
+    assert "no list was ever published" in made.run("status", code=1).stdout
     authority = authority_of(made, database)
     authority.register()
     loaded = keystore.load(made.ca, made.secret, urls=Urls())
-    Publisher(authority.ledger, loaded, directory=made.ca).run()
+    publisher = Publisher(authority.ledger, loaded, directory=made.ca)
+    publisher.run()
     assert made.run("status").stdout.count(" good") == 4
-    later(timedelta(days=5))
-    assert "is not renewed" in made.run("status", code=1).stdout
+    request = make_request(generate_key().public_key(), common_name="ann")
+    issued = authority.issue("client", request, COMMAND)
+    authority.revoke(issued.authority_id, issued.serial, "superseded", COMMAND)
+    assert "does not show the last revocation" in made.run("status", code=1).stdout
+    publisher.run()
+    made.run("status")
+    later(timedelta(days=3))
+    assert "should have been renewed" in made.run("status", code=1).stdout
+    later(timedelta(days=8))
+    assert "which is over" in made.run("status", code=1).stdout
     gone = f"sqlite:///{made.base}/no/mooring.db"
-    assert "not available" in made.run("status", "--database", gone, code=3).stderr
+    rows = json.loads(made.run("status", "--database", gone, "-f", "json", code=1).stdout)
+    assert [row["kind"] for row in rows if row["verdict"] != "good"] == ["database"]
+
+
+def test_status_looks_at_the_file_of_nginx(
+    made: Mooring, database: Database, later: Callable[[timedelta], None]
+) -> None:
+    """A file that is missing, was not read by NGINX or lacks the newest list is said."""
+    file = made.base / "crl.pem"
+    conf = made.base / "mooring.conf"
+    conf.write_text(f"{conf.read_text()}crl_file = {file}\n")
+
+    def verdict(code: int = 1) -> str:
+        rows = json.loads(made.run("status", "-f", "json", code=code).stdout)
+        return {row["kind"]: str(row["verdict"]) for row in rows}["file"]
+
+    authority = authority_of(made, database)
+    authority.register()
+    loaded = keystore.load(made.ca, made.secret, urls=Urls())
+    publisher = Publisher(
+        authority.ledger, loaded, directory=made.ca, nginx=NginxFile(file, ("false",))
+    )
+    publisher.publish()
+    assert verdict() == f"{file}: FileNotFoundError"
+    with pytest.raises(ReloadFailed):
+        publisher.refresh()
+    assert verdict() == f"{file} is newer than what NGINX has read"
+    publisher.nginx = NginxFile(file, ("true",))
+    publisher.refresh()
+    assert verdict(code=0) == "good"
+    publisher.publish(force=True)
+    later(timedelta(minutes=2))
+    assert "does not hold list" in verdict()
 
 
 def test_the_audit_trail_is_shown_and_verified(made: Mooring, database: Database) -> None:
