@@ -1,27 +1,41 @@
 """services/ca/pkcs11.py: a key that never leaves its token signs all that an authority signs."""
 
+import json
 import multiprocessing
+import os
+import shutil
+import signal
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from services.ca import keystore, pkcs11
+from services.ca.authority import Actor, Authority
 from services.ca.crl import Revocation, build_crl
 from services.ca.issue import create_root, issue
 from services.ca.keys import KeyType, generate_key, key_identifier
 from services.ca.keystore import KeystoreError, Urls
+from services.ca.ledger import Ledger, serial_text
 from services.ca.pkcs11 import Pkcs11Error, Pkcs11Signer, parse_uri
+from services.ca.profile_file import SHIPPED
 from services.ca.profiles import ROOT, SERVER
 from services.ca.request import make_request
 from services.ca.signer import Issuer, KeySigner
 from services.cli.main import main
+from services.core.database import Database
+from services.core.identity import ADMINS
 
+REPOSITORY = Path(__file__).parents[3]
 MODULE = Path("/usr/lib/softhsm/libsofthsm2.so")
 PIN = b"2468"
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -329,3 +343,155 @@ def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "pkcs11", None)
     with pytest.raises(Pkcs11Error, match=r"install mooring\[pkcs11\]"):
         Pkcs11Signer(f"pkcs11:object=a?module-path={MODULE}", None)
+
+
+def ceremony(directory: Path, uri: str) -> None:
+    """A CA whose root is a file in a safe and whose intermediate is a key of the token."""
+    now, urls = datetime.now(UTC), Urls.below("http://ca.example.com")
+    safe = directory / "safe"
+    keystore.make_root(safe, "Example Root CA", passphrase=lambda: b"of the root", now=now)
+    place = keystore.prepare(directory / "ca", "Example", passphrase=pin, key_uri=uri)
+    certificate, _ = keystore.sign_intermediate(
+        safe, (place / "request.csr").read_bytes(), lambda: b"of the root", urls=urls, now=now
+    )
+    root = keystore.read_root(safe)
+    keystore.install(
+        directory / "ca",
+        certificate,
+        root=root,
+        root_crl=keystore.read_root_crl(safe, root),
+        passphrase=pin,
+        now=now,
+    )
+
+
+def curl(socket: Path, path: str, *options: str) -> bytes:
+    """The body of a good answer over a unix socket; the first ones wait for the service."""
+    done = subprocess.run(
+        [
+            *("curl", "-sS", "--fail-with-body", "--max-time", "30", "--unix-socket", socket),
+            *(*options, f"http://localhost{path}"),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return done.stdout
+
+
+@pytest.fixture
+def deployed(
+    address: Callable[[KeyType], str], sqlite_url: str, tmp_path: Path
+) -> Iterator[tuple[Path, Authority]]:
+    """gunicorn with etc/gunicorn/ca.py and ca.ini, their paths moved, over a key in the token; and
+    an authority of this process over the same."""
+    ceremony(tmp_path, address(KeyType.P256))
+    (tmp_path / "pin").write_bytes(PIN)
+    (tmp_path / "pin").chmod(0o600)
+    shutil.copy(REPOSITORY / "etc/mooring/ca.ini", tmp_path)
+    (tmp_path / "mooring.conf").write_text(
+        f"[database]\nurl = {sqlite_url}\n[ca]\ndirectory = {tmp_path}/ca\n"
+        f"passphrase_file = {tmp_path}/pin\npublic_url = http://ca.example.com\nprofiles =\n"
+    )
+    settings = (REPOSITORY / "etc/gunicorn/ca.py").read_text()
+    (tmp_path / "gunicorn.py").write_text(settings.replace("/run/mooring", str(tmp_path)))
+    with (tmp_path / "log").open("wb") as log:
+        master = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "gunicorn", "--paste", tmp_path / "ca.ini"),
+                *("-c", tmp_path / "gunicorn.py", "--workers", "2"),
+            ],
+            cwd=REPOSITORY,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
+    database = Database(sqlite_url)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ca-public.sock").exists():
+            assert master.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        authorities = keystore.load(tmp_path / "ca", pin, urls=Urls())
+        yield tmp_path, Authority(authorities, Ledger(database), SHIPPED)
+    finally:
+        master.send_signal(signal.SIGTERM)
+        try:
+            master.wait(30)
+        except subprocess.TimeoutExpired:
+            master.kill()
+            master.wait(30)
+        database.close()
+
+
+def test_the_service_issues_and_publishes_with_a_key_in_a_token(
+    deployed: tuple[Path, Authority],
+) -> None:
+    """As deployed: workers that gunicorn forked sign certificates, lists and the OCSP delegate in
+    the token; the revoked certificate is on a list that OpenSSL verifies, and OCSP knows it."""
+    directory, authority = deployed
+    issuer = authority.authorities.active.certificate
+    command = Actor("command:test", frozenset(), "", "", "command")
+    wish = make_request(generate_key().public_key(), common_name="ann", organizations=[ADMINS])
+    admin = authority.issue("client", wish, command).certificate.public_bytes(Encoding.PEM)
+    headers = [
+        *("-H", "X-Ssl-Client-Verify: SUCCESS", "-H", "X-Forwarded-For: 192.0.2.1"),
+        *("-H", f"X-Ssl-Client-Cert: {quote(admin)}", "-H", "Content-Type: application/json"),
+    ]
+    csr = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("a.example.com")]), False)
+        .sign(key := generate_key(), pkcs11.signature_hash(key.public_key()))
+        .public_bytes(Encoding.PEM)
+        .decode()
+    )
+    document = json.dumps({"profile": "server", "csr": csr})
+    answer = json.loads(
+        curl(directory / "ca.sock", "/v1/certificates", *headers, "--data", document)
+    )
+    issued = x509.load_pem_x509_certificate(answer["certificate"].encode())
+    issued.verify_directly_issued_by(issuer)
+    assert answer["serial"] == serial_text(issued.serial_number)
+    revoke = f"/v1/certificates/{answer['serial']}/revoke"
+    curl(directory / "ca.sock", revoke, *headers, "--data", '{"reason": "superseded"}')
+
+    name = keystore.authority_id(issuer)
+    public = directory / "ca-public.sock"
+    files = {
+        "list.pem": curl(public, f"/crl/{name}.pem"),
+        "issuer.pem": issuer.public_bytes(Encoding.PEM),
+        "leaf.pem": issued.public_bytes(Encoding.PEM),
+        "root.pem": authority.authorities.root.public_bytes(Encoding.PEM),
+    }
+    for file, data in files.items():
+        (directory / file).write_bytes(data)
+
+    def openssl(*words: str) -> str:
+        done = subprocess.run(
+            ["openssl", *words], capture_output=True, text=True, check=False, cwd=directory
+        )
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    said = openssl("crl", "-in", "list.pem", "-CAfile", "issuer.pem", "-noout", "-verify")
+    assert said == "verify OK\n"
+    crl = x509.load_pem_x509_crl(files["list.pem"])
+    assert [entry.serial_number for entry in crl] == [issued.serial_number]
+    openssl(
+        *("ocsp", "-issuer", "issuer.pem", "-cert", "leaf.pem", "-reqout", "question", "-no_nonce")
+    )
+    question = f"@{directory}/question"
+    (directory / "answer").write_bytes(
+        curl(
+            *(public, "/ocsp", "-H", "Content-Type: application/ocsp-request"),
+            *("--data-binary", question),
+        )
+    )
+    said = openssl(
+        *("ocsp", "-respin", "answer", "-issuer", "issuer.pem", "-cert", "leaf.pem"),
+        *("-CAfile", "root.pem", "-verify_other", "issuer.pem", "-no_nonce"),
+    )
+    assert "Response verify OK" in said
+    assert "leaf.pem: revoked" in said
