@@ -19,7 +19,7 @@ from services.hostnet.agent.haproxy import (
     MAX_TARGET_BYTES,
     NetworkPath,
 )
-from services.hostnet.agent.metadata_proxy import ProxyError
+from services.hostnet.agent.metadata_proxy import ProxyError, _listeners
 
 pytestmark = pytest.mark.e2e
 
@@ -637,6 +637,23 @@ def test_a_taken_address_does_not_stop_the_others(lab, make_edge, recorder, red,
     other.close()
     assert edge.apply(IDENTITIES).fenced == {}
     assert edge.apply(IDENTITIES).steps == ()
+
+
+def test_listeners_are_those_of_one_namespace(lab, tools):
+    """Address and port of every listener in there, of both families; connections are none."""
+    network = lab.network()
+
+    def look():
+        with (
+            socket.create_server(("169.254.169.254", 81)) as four,
+            socket.create_server(("::1", 82), family=socket.AF_INET6),
+            socket.create_connection(("169.254.169.254", 81)),
+            four.accept()[0],
+        ):
+            return _listeners()
+
+    assert tools.inside(network, look) == {("169.254.169.254", 81), ("::1", 82)}
+    assert tools.inside(network, _listeners) == set()
 
 
 def test_few_open_files_are_no_obstacle(make_edge, recorder, red):
