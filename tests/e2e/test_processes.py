@@ -124,6 +124,31 @@ def test_a_killed_haproxy_comes_back(house, instances):
     wait_for("HAProxy's return", again)
 
 
+def test_a_killed_haproxy_comes_back_without_a_controller(house, instances):
+    """While the operators' API is away the agent keeps up what it knows; then it goes on."""
+    run = house.stand.run_dir / "agent"
+    before = int((run / "haproxy.pid").read_text().split()[0])
+    said = house.stand.log_dir / "agent.log"
+    operators = house.stand.run_dir / "operators.sock"
+    hidden = operators.rename(operators.with_name("operators.hidden"))
+    try:
+        wait_for("the agent's notice", lambda: "not applied" in said.read_text())
+        os.kill(before, signal.SIGKILL)
+
+        def again():
+            try:
+                return all(each.get(READ).status == 200 for each in instances)
+            except (OSError, http.client.HTTPException):
+                return False  # no HAProxy yet
+
+        wait_for("the end", lambda: not Path(f"/proc/{before}").exists())
+        wait_for("HAProxy's return", again)
+        assert int((run / "haproxy.pid").read_text().split()[0]) != before
+    finally:
+        hidden.rename(operators)
+    assert house.instance().get(READ).status == 200
+
+
 def test_a_killed_agent_leaves_instances_alone(house, instances):
     """kill -9 of the agent: nobody notices; a new one finds everything as it should be."""
     process = house.stand.processes["agent"]

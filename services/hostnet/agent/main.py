@@ -3,7 +3,7 @@
 So far it keeps the metadata path: which instances of this host ask from which network and address,
 in HAProxy's map, and a frontend in the namespace of each network. It holds no database
 credential: it asks the controllers' API with the host's certificate, which shows it its own
-instances and no other's. While no controller answers, everything stays as it is.
+instances and no other's. While no controller answers, what they said last is kept up.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -23,7 +23,7 @@ import urllib3
 from services.core import log
 from services.core.config import ConfigError
 from services.hostnet.agent import config
-from services.hostnet.agent.haproxy import NetworkPath
+from services.hostnet.agent.haproxy import Identities, NetworkPath, render_maps
 from services.hostnet.agent.metadata_proxy import Applied, MetadataProxy, ProxyError
 
 LOG = structlog.get_logger("mooring.agent")
@@ -64,39 +64,56 @@ class Controller:
                 raise ControllerError(f"{self._url}: {type(error).__name__}") from error
             if answer.status != 200:
                 raise ControllerError(f"{self._url}: status {answer.status}")
-            instances = document["instances"]
+            instances = document.get("instances")
+            if not isinstance(instances, list):
+                raise ControllerError(f"{self._url}: an answer without instances")
             yield from instances
             if len(instances) < PAGE:
                 return
             fields["marker"] = instances[-1]["id"]
 
 
-def wanted(
-    instances: Iterator[Mapping[str, Any]], namespaces: Mapping[str, str]
-) -> tuple[tuple[NetworkPath, ...], dict[str, dict[str, tuple[str, str]]]]:
-    """The networks to serve and who asks from where, out of the controllers' instances.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The networks to serve, who asks from where in them, and what cannot be served, with why."""
 
-    An instance that cannot be programmed is left out and logged, the others are not concerned.
+    networks: tuple[NetworkPath, ...]
+    identities: Identities
+    left_out: Mapping[str, str]
+
+
+def wanted(instances: Iterator[Mapping[str, Any]], namespaces: Mapping[str, str]) -> Wanted:
+    """What is to be there, out of the controllers' instances.
+
+    An address or a network that cannot be programmed is left out; the others are not concerned.
     """
     identities: dict[str, dict[str, tuple[str, str]]] = {}
+    left_out: dict[str, str] = {}
     for instance in instances:
         for interface in instance["interfaces"]:
             for subnet in interface["subnets"]:
                 for fixed in subnet["addresses"]:
-                    identities.setdefault(interface["network_id"], {})[fixed["ip_address"]] = (
-                        instance["id"],
-                        instance["project_id"],
-                    )
-    networks = []
+                    network, address = interface["network_id"], fixed["ip_address"]
+                    who = (instance["id"], instance["project_id"])
+                    try:
+                        render_maps({network: {address: who}})
+                    except ValueError as error:
+                        left_out[f"{network}/{address}"] = str(error)
+                    else:
+                        identities.setdefault(network, {})[address] = who
+    networks: dict[str | None, NetworkPath] = {}
     for network in sorted(identities):
-        try:
-            networks.append(
-                NetworkPath(network, namespaces.get(network, f"qdhcp-{network}") or None)
-            )
-        except ValueError as error:
-            LOG.error("network left out", network=network, reason=str(error))
+        namespace = namespaces.get(network, f"qdhcp-{network}") or None
+        if namespace in networks:
+            left_out[network] = f"network {networks[namespace].id} is in the same namespace"
+        else:
+            try:
+                networks[namespace] = NetworkPath(network, namespace)
+            except ValueError as error:
+                left_out[network] = str(error)
+        if network in left_out:
             del identities[network]
-    return tuple(networks), identities
+    return Wanted(tuple(networks.values()), identities, left_out)
 
 
 class Agent:
@@ -111,13 +128,28 @@ class Agent:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"ca_file or cert_file: {error}") from None
         self._proxy = MetadataProxy()
+        self._wanted: Wanted | None = None
 
     def apply(self) -> Applied:
-        """Make the host be as the controllers say; raises ControllerError or ProxyError."""
-        networks, identities = wanted(
-            self._controller.instances(self._values.host), self._values.namespaces
-        )
-        return self._proxy.apply(replace(self._path, networks=networks), identities)
+        """Make the host be as the controllers say; raises ControllerError or ProxyError.
+
+        While none answers, what they said last is made so (a HAProxy that ended is started again),
+        then ControllerError says it.
+        """
+        try:
+            self._wanted = wanted(
+                self._controller.instances(self._values.host), self._values.namespaces
+            )
+        except ControllerError:
+            if self._wanted is not None:
+                self._proxy_apply(self._wanted)
+            raise
+        return self._proxy_apply(self._wanted)
+
+    def _proxy_apply(self, wanted: Wanted) -> Applied:
+        path = replace(self._path, networks=wanted.networks)
+        applied = self._proxy.apply(path, wanted.identities)
+        return replace(applied, fenced={**applied.fenced, **wanted.left_out})
 
     def run(self, ended: threading.Event) -> None:
         """Apply again and again until ``ended``; what fails is logged once and tried again."""

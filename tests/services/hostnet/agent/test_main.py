@@ -25,32 +25,53 @@ def instance(number: int, network: str, *addresses: str) -> Mapping[str, Any]:
 
 def test_each_address_is_an_identity_of_its_network() -> None:
     """Equal addresses of different networks are different instances, each in its namespace."""
-    networks, identities = wanted(
+    found = wanted(
         iter([instance(1, "red", "10.1.0.4", "10.1.0.5"), instance(2, "blue", "10.1.0.4")]),
         {"red": "ns-red", "own": ""},
     )
-    assert identities == {
+    assert found.identities == {
         "red": {"10.1.0.4": ("instance-1", "p"), "10.1.0.5": ("instance-1", "p")},
         "blue": {"10.1.0.4": ("instance-2", "p")},
     }
-    assert networks == (NetworkPath("blue", "qdhcp-blue"), NetworkPath("red", "ns-red"))
+    assert found.networks == (NetworkPath("blue", "qdhcp-blue"), NetworkPath("red", "ns-red"))
+    assert found.left_out == {}
 
 
 def test_an_empty_namespace_is_the_host_s_own() -> None:
     """A flat network of the host needs no namespace."""
-    networks, _ = wanted(iter([instance(1, "flat", "10.1.0.4")]), {"flat": ""})
-    assert networks == (NetworkPath("flat", None),)
+    found = wanted(iter([instance(1, "flat", "10.1.0.4")]), {"flat": ""})
+    assert found.networks == (NetworkPath("flat", None),)
 
 
-def test_a_network_that_cannot_be_served_leaves_the_others(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_network_that_cannot_be_served_leaves_the_others() -> None:
     """One bad name is left out and said; every other network is served."""
-    networks, identities = wanted(
-        iter([instance(1, "good", "10.1.0.4"), instance(2, "ba d", "10.1.0.4")]), {}
+    found = wanted(
+        iter([instance(1, "good", "10.1.0.4"), instance(2, "bad", "10.1.0.4")]), {"bad": "a b"}
     )
-    assert [network.id for network in networks] == ["good"]
-    assert list(identities) == ["good"]
+    assert [network.id for network in found.networks] == ["good"]
+    assert list(found.identities) == ["good"]
+    assert list(found.left_out) == ["bad"]
+
+
+def test_an_address_that_cannot_be_served_leaves_the_others() -> None:
+    """Operators may say `::5`, which HAProxy and Python may write differently: it is left out."""
+    found = wanted(iter([instance(1, "red", "::5", "fd00::5"), instance(2, "red", "10.1.0.4")]), {})
+    assert found.identities == {
+        "red": {"fd00::5": ("instance-1", "p"), "10.1.0.4": ("instance-2", "p")}
+    }
+    assert [network.id for network in found.networks] == ["red"]
+    assert list(found.left_out) == ["red/::5"]
+
+
+def test_of_two_networks_in_one_namespace_one_is_served() -> None:
+    """The same address cannot be bound twice: the second is left out and said."""
+    found = wanted(
+        iter([instance(1, "blue", "10.1.0.4"), instance(2, "red", "10.1.0.4")]),
+        {"blue": "", "red": ""},
+    )
+    assert found.networks == (NetworkPath("blue", None),)
+    assert list(found.identities) == ["blue"]
+    assert list(found.left_out) == ["red"]
 
 
 def write(tmp_path: Path, **changes: str) -> Path:
