@@ -1,4 +1,4 @@
-"""DER, as far as OCSP needs it: a strict reader and a handful of writers (X.690).
+"""DER, as far as OCSP and CSRs need it: a strict reader, a check, a handful of writers (X.690).
 
 The library reads and builds OCSP messages about a single certificate; RFC 6960 allows several in
 one. Only definite, minimal lengths and tags of one octet are read, which is all that DER has here.
@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 INTEGER, BIT_STRING, OCTET_STRING, NULL, OID = 0x02, 0x03, 0x04, 0x05, 0x06
-BOOLEAN, ENUMERATED, GENERALIZED_TIME, SEQUENCE = 0x01, 0x0A, 0x18, 0x30
+BOOLEAN, ENUMERATED, GENERALIZED_TIME, SEQUENCE, SET = 0x01, 0x0A, 0x18, 0x30, 0x31
+
+_CONSTRUCTED = 0x20
+
+# and EXTERNAL and EMBEDDED PDV, which are sequences
+_MAY_BE_CONSTRUCTED = frozenset({SEQUENCE, SET, 0x28, 0x2B})
 
 # context-specific: implicit and primitive, or explicit and constructed
 CONTEXT, CONTEXT_CONSTRUCTED = 0x80, 0xA0
@@ -88,6 +93,52 @@ def read_integer(element: Element) -> int:
     if len(content) > 1 and (content[0], content[1] >> 7) in ((0, 0), (0xFF, 1)):
         raise NotDER("an integer that is not minimal")
     return int.from_bytes(content, "big", signed=True)
+
+
+def check(data: bytes) -> None:
+    """Raise NotDER unless the octets are canonical elements one after the other, all the way down.
+
+    What is in an OCTET STRING, or implicit and primitive, is not looked into. It checks what X.690
+    sections 8, 10 and 11 say of the types that have more than one encoding in BER.
+    """
+    waiting = [data]
+    while waiting:
+        for found in read_all(waiting.pop()):
+            _check_content(found)
+            if found.tag & _CONSTRUCTED:
+                waiting.append(found.content)
+
+
+def _check_content(found: Element) -> None:
+    tag, content = found.tag, found.content
+    if tag & _CONSTRUCTED:
+        if tag < CONTEXT and tag not in _MAY_BE_CONSTRUCTED:
+            raise NotDER(f"tag {tag:02x}, a string in pieces")
+        if tag == SET:
+            parts = [part.whole for part in found.parts()]
+            if parts != sorted(parts):
+                raise NotDER("a set out of order")
+    elif tag | _CONSTRUCTED in (SEQUENCE, SET):
+        raise NotDER(f"tag {tag:02x}, a sequence or set that is primitive")
+    elif tag == BOOLEAN and content not in (b"\x00", b"\xff"):
+        raise NotDER("a boolean that is neither 00 nor ff")
+    elif tag in (INTEGER, ENUMERATED):
+        read_integer(Element(INTEGER, content, found.whole))
+    elif tag == NULL and content:
+        raise NotDER("a null with octets")
+    elif tag == OID:
+        # each number in the fewest octets of seven bits, the last of which has no high bit
+        starts = [0, *(at + 1 for at, octet in enumerate(content) if octet < 0x80)]
+        if (
+            starts[-1] != len(content)
+            or not content
+            or any(content[at] == 0x80 for at in starts[:-1])
+        ):
+            raise NotDER("an object identifier that is not minimal")
+    elif tag == BIT_STRING:
+        unused = content[0] if content else 8
+        if unused > 7 or (unused and (len(content) == 1 or content[-1] & (1 << unused) - 1)):
+            raise NotDER("a bit string whose unused bits are not zero")
 
 
 def element(tag: int, *contents: bytes) -> bytes:

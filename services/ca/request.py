@@ -20,7 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtensionOID, NameOID
 
-from services.ca import names
+from services.ca import der, names
 from services.ca.keys import PublicKey, accept_public_key
 from services.ca.refusal import Refused, shown
 
@@ -151,7 +151,7 @@ def parse_csr(data: bytes) -> CertificateRequest:
     """
     if len(data) > CSR_BYTES:
         raise Refused("/csr", f"larger than {CSR_BYTES} octets")
-    csr = _load(_der(data))
+    csr = _load(_octets(data))
     try:
         key = csr.public_key()
     except _UNREADABLE:
@@ -162,9 +162,12 @@ def parse_csr(data: bytes) -> CertificateRequest:
         common_name, organizations = _subject(csr.subject)
         _check_attributes(csr.attributes)
         extensions = csr.extensions
+        _check_unread(csr, extensions)
         _check_critical(extensions)
         dns_names, addresses, uris = _alternative_names(extensions)
         is_ca = _wants_to_be_authority(extensions)
+    except der.NotDER as error:
+        raise Refused("/csr", f"not canonical DER: {error}") from None
     except x509.DuplicateExtension:
         raise Refused("/csr", "an extension stands in the request twice") from None
     except _UNREADABLE:
@@ -188,7 +191,7 @@ def _each(
     return tuple(found)
 
 
-def _der(data: bytes) -> bytes:
+def _octets(data: bytes) -> bytes:
     if not data.lstrip().startswith(b"-----"):
         return data
     match = _PEM.fullmatch(data)
@@ -200,14 +203,19 @@ def _der(data: bytes) -> bytes:
         raise Refused("/csr", "the PEM block is not base64") from None
 
 
-def _load(der: bytes) -> x509.CertificateSigningRequest:
+def _load(data: bytes) -> x509.CertificateSigningRequest:
     try:
-        csr = x509.load_der_x509_csr(der)
+        csr = x509.load_der_x509_csr(data)
         again = csr.public_bytes(serialization.Encoding.DER)
     except _UNREADABLE:
         raise Refused("/csr", "not a PKCS #10 certificate request in DER or PEM") from None
-    if again != der:
+    # The library refuses BER in all that it reads; what it lets pass is refused here and by
+    # `_check_unread`. One request then has one encoding but for the signature's own randomness.
+    if again != data:
         raise Refused("/csr", "not canonical DER")
+    # the octet before the signature counts the bits of its last octet that do not belong to it
+    if data[-len(csr.signature) - 1]:
+        raise Refused("/csr", "not canonical DER: its signature has unused bits")
     return csr
 
 
@@ -242,6 +250,21 @@ def _check_attributes(attributes: x509.Attributes) -> None:
     wishes = [a for a in attributes if a.oid in _EXTENSION_REQUESTS]
     if len(wishes) > 1:
         raise Refused("/csr", "more than one extension request attribute")
+
+
+def _check_unread(csr: x509.CertificateSigningRequest, extensions: x509.Extensions) -> None:
+    """Raise NotDER for what is dropped without the library's having read it."""
+    if any(attribute.oid not in _EXTENSION_REQUESTS for attribute in csr.attributes):
+        der.check(csr.tbs_certrequest_bytes)
+    for extension in extensions:
+        value = extension.value
+        if isinstance(value, x509.UnrecognizedExtension):
+            der.check(value.value)
+        elif isinstance(value, x509.KeyUsage):
+            # a list of named bits ends with a one (X.690 section 11.2.2)
+            wished = value.public_bytes()
+            if wished not in csr.tbs_certrequest_bytes:
+                raise der.NotDER("a key usage with trailing zeros")
 
 
 def _check_critical(extensions: x509.Extensions) -> None:

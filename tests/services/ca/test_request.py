@@ -14,7 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from services.ca.keys import generate_key
+from services.ca import der
+from services.ca.keys import KeyType, generate_key
 from services.ca.refusal import Refused
 from services.ca.request import (
     CSR_BYTES,
@@ -363,3 +364,88 @@ def test_any_octets_as_dns_names_of_a_csr_are_decided(texts):
     names = b"".join(_sequence(text.encode("latin-1"), 0x82) for text in texts)
     extension = _sequence(bytes.fromhex("0603551d11") + _sequence(_sequence(names), 0x04))
     outcome_is_decided(_with_attributes(_extension_request(PKCS9, extension)))
+
+
+def signed_again(data: bytes, old: bytes, new: bytes) -> bytes:
+    """The request with other octets of the same number in what is signed, and a good signature."""
+    assert len(old) == len(new)
+    info, algorithm, _ = der.read_one(data, der.SEQUENCE).parts()
+    assert info.whole.count(old) == 1
+    whole = info.whole.replace(old, new)
+    signature = KEY.sign(whole, ec.ECDSA(hashes.SHA256()))
+    return der.sequence(whole, algorithm.whole, der.element(der.BIT_STRING, b"\0" + signature))
+
+
+def test_a_signature_with_unused_bits_is_refused() -> None:
+    """Its octets verify as they are, and nobody may say that some of their bits do not count."""
+    key = generate_key(KeyType.P256)
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([COMMON_NAME]))
+    while True:  # the bits that are said to be unused have to be zero: every fourth is so
+        data = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+        info, algorithm, signature = der.read_one(data, der.SEQUENCE).parts()
+        if signature.content[-1] & 3 == 0:
+            break
+    assert parse_csr(data).common_name == "alice"
+    unused = der.element(der.BIT_STRING, b"\x02" + signature.content[1:])
+    malleable = der.sequence(info.whole, algorithm.whole, unused)
+    assert x509.load_der_x509_csr(malleable).is_signature_valid
+    refused = refusal(malleable)
+    assert (refused.field, refused.reason) == (
+        "/csr",
+        "not canonical DER: its signature has unused bits",
+    )
+
+
+def test_key_usage_in_a_longer_encoding_is_refused() -> None:
+    """A list of named bits ends with a one, although it is only dropped."""
+    usage = x509.KeyUsage(True, *[False] * 8)
+    data = csr((usage, True))
+    parse_csr(data)
+    refused = refusal(signed_again(data, b"\x03\x02\x07\x80", b"\x03\x02\x06\x80"))
+    assert (refused.field, refused.reason) == (
+        "/csr",
+        "not canonical DER: a key usage with trailing zeros",
+    )
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("0101ff", "010101"),
+        ("020180", "0202"),
+        ("30053003020100", "30053003020200"),
+        ("30060c0161020100", "30060c8101610201"),
+        ("3106020101020102", "3106020102020101"),
+        ("0603550403", "0603558003"),
+        ("0603550403", "0603550483"),
+        ("03020780", "03020781"),
+        ("0402ffff", "24020400"),
+        ("0500", "3080"),
+        ("3000", "1000"),
+    ],
+)
+def test_what_is_dropped_is_canonical_too(good: str, bad: str) -> None:
+    """Attributes and extensions that nobody reads are either DER, or the request is refused."""
+    other = x509.ObjectIdentifier("1.3.6.1.4.1.55555.1")
+    for value in (bytes.fromhex(good), bytes.fromhex(bad)):
+        data = csr((x509.UnrecognizedExtension(other, value), False))
+        if value.hex() == good:
+            parse_csr(data)
+        else:
+            refused = refusal(data)
+            assert refused.field == "/csr"
+            assert refused.reason.startswith("not canonical DER: ")
+
+
+def test_attributes_that_are_dropped_are_canonical_too() -> None:
+    """A challenge password, which is not for us, in one piece, and what Microsoft's tools add."""
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([COMMON_NAME]))
+    builder = builder.add_attribute(x509.oid.AttributeOID.CHALLENGE_PASSWORD, b"a secret")
+    version = x509.ObjectIdentifier("1.3.6.1.4.1.311.13.2.3")
+    builder = builder.add_attribute(version, b"0\x04\x02\x02\x00\x7f")
+    data = builder.sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER)
+    assert parse_csr(data).common_name == "alice"
+    # a UTF8String becomes a sequence with an integer that is not minimal
+    nested = b"\x060\x04\x02\x02\x00\x7f"
+    refused = refusal(signed_again(data, b"\x0c" + nested, b"0" + nested))
+    assert refused.reason == "not canonical DER: an integer that is not minimal"
