@@ -238,7 +238,7 @@ def test_every_route_member_and_reason_is_on_the_page(hierarchy: Hierarchy, tmp_
     authorities = keystore.Authorities(hierarchy.root.certificate, b"", hierarchy.intermediate)
     ledger = Ledger(Database(f"sqlite:///{tmp_path}/x.db"))
     router = CertificateApi(Authority(authorities, ledger, SHIPPED), bundle_pem=b"").router
-    listed = re.findall(r"^\| `([A-Z]+) (/[^`]+)` \|.*\| `([a-z:]+)` \|$", PAGE, re.MULTILINE)
+    listed = re.findall(r"^\| `([A-Z]+) (/[^`]+)` \|.*\| `([a-z:-]+)` \|$", PAGE, re.MULTILINE)
     assert listed == router.routes
     quoted = set(re.findall(r"`([^`\s]+)`", PAGE))
     filters = {each.name for each in fields(Search)} - {"owner"}
