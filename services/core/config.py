@@ -171,7 +171,7 @@ METADATA = [
         min=1,
         max=65536,
         help="MiB of rendered documents that a worker keeps; the least recently read instances "
-        "leave first. Some 20 KiB an instance, plus its user data.",
+        "leave first. Some 27 KiB an instance, plus its user data.",
     ),
     cfg.IntOpt(
         "stale_limit",
