@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from stand import LOOPBACK, Stand, StandError, free_port, wait_for
 
-from services.ca import keystore
+from services.ca import ceremony, keystore
 from services.ca.authority import Actor, Authority
 from services.ca.issue import BACKDATE
 from services.ca.keys import KeyType, PrivateKey, generate_key
@@ -537,7 +537,7 @@ class Files:
         self.directory.mkdir()
         passphrase = secrets.token_hex(16).encode()
         Stand.write_secret(self.directory / "passphrase", passphrase)
-        self.authorities = keystore.create(
+        self.authorities = ceremony.create(
             self.directory / "ca",
             "Bench",
             passphrase=lambda: passphrase,

@@ -121,7 +121,7 @@ def init(
       mooring ca init Example --passphrase-file /etc/mooring/ca-passphrase
       mooring ca init Example --root-key-type rsa4096 --key-type rsa2048
     """
-    from services.ca import keystore
+    from services.ca import ceremony, keystore
 
     where = site(config, directory)
     keep = root_directory or where.directory / "root"
@@ -144,7 +144,7 @@ def init(
             root_secret = passphrase(
                 where, root_passphrase_file, what="the root's key", create=True
             )
-        made = keystore.create(
+        made = ceremony.create(
             where.directory,
             name,
             passphrase=secret,
@@ -200,7 +200,7 @@ def rotate(
       mooring ca rotate Example --root-directory /media/safe/root
       mooring ca rotate Example
     """
-    from services.ca import keystore
+    from services.ca import ceremony, keystore
 
     where = site(config, directory)
     with explained():
@@ -222,7 +222,7 @@ def rotate(
             click.echo("next, at the root: mooring ca sign-intermediate request.csr")
             return
         above = keystore.read_root(root_directory)
-        certificate, _ = keystore.sign_intermediate(
+        certificate, _ = ceremony.sign_intermediate(
             root_directory,
             (place / "request.csr").read_bytes(),
             root_secret(root_directory, root_passphrase_file or passphrase_file, where),
@@ -252,7 +252,7 @@ def activate(authority: str, config: str | None, directory: str | None, dry_run:
     Examples:
       mooring ca activate 5f3a
     """
-    from services.ca import keystore
+    from services.ca import ceremony, keystore
 
     where = site(config, directory)
     with explained():
@@ -261,7 +261,7 @@ def activate(authority: str, config: str | None, directory: str | None, dry_run:
         if dry_run and active != name:
             click.echo(f"would make {name} the active authority in place of {active}")
             return
-        changed = keystore.activate(where.directory, name, now=present())
+        changed = ceremony.activate(where.directory, name, now=present())
     if not changed:
         click.echo(f"already there: {name} is the active authority")
         return
@@ -292,7 +292,7 @@ def retire(
     Examples:
       mooring ca retire 0c41
     """
-    from services.ca import keystore
+    from services.ca import ceremony, keystore
 
     where = site(config, directory)
     with explained():
@@ -306,7 +306,7 @@ def retire(
         if dry_run:
             click.echo(f"would remove the key of {name}")
             return
-        changed = keystore.retire(where.directory, name, now=present())
+        changed = ceremony.retire(where.directory, name, now=present())
     if changed:
         click.echo(f"removed the key of {name}; restart the certificate service")
     else:

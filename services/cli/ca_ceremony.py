@@ -110,7 +110,7 @@ def root(
     Examples:
       mooring ca root "Example Root CA" --root-directory /media/safe/root
     """
-    from services.ca import keystore
+    from services.ca import ceremony, keystore
 
     if (root_directory / "root.key").exists():
         with explained():
@@ -131,7 +131,7 @@ def root(
             create=True,
             none=no_passphrase,
         )
-        keystore.make_root(
+        ceremony.make_root(
             root_directory,
             name,
             passphrase=secret,
@@ -215,12 +215,12 @@ def sign_intermediate(
       mooring ca sign-intermediate request.csr --root-directory /media/safe/root \\
         --public-url http://ca.example:8080 -o intermediate.pem
     """
-    from services.ca import files, keystore
+    from services.ca import ceremony, files, keystore
     from services.ca.request import CSR_BYTES
 
     with explained():
         secret = root_secret(root_directory, passphrase_file)
-        certificate, new = keystore.sign_intermediate(
+        certificate, new = ceremony.sign_intermediate(
             root_directory,
             request.read(CSR_BYTES + 1),
             secret,
@@ -269,7 +269,7 @@ def install(
       mooring ca install intermediate.pem --root root.crt --root-crl root.crl
       mooring ca install --root-crl root.crl
     """
-    from services.ca import keystore
+    from services.ca import ceremony, keystore
 
     where = site(config, directory)
     if certificate is None and crl_file is None:
@@ -279,7 +279,7 @@ def install(
         above = keystore.read_certificate(root_file or where.directory / "root.crt")
         crl = keystore.read_crl(crl_of)
         if certificate is None:
-            changed = keystore.install_root_crl(where.directory, crl)
+            changed = ceremony.install_root_crl(where.directory, crl)
             place = where.directory / "root.crl"
         else:
             read = keystore.read_certificate(certificate)
@@ -328,7 +328,7 @@ def root_crl(
     """
     from cryptography import x509
 
-    from services.ca import files, keystore
+    from services.ca import ceremony, files, keystore
     from services.ca.crl import Revocation
 
     now = present()
@@ -341,7 +341,7 @@ def root_crl(
                 raise Failed(f"{revoke}: is not an intermediate of this root")
             flag = x509.ReasonFlags(REASONS[reason])
             gone.append(Revocation(certificate.serial_number, now, flag))
-        crl = keystore.renew_root_crl(
+        crl = ceremony.renew_root_crl(
             root_directory, root_secret(root_directory, passphrase_file), now=now, revoke=gone
         )
         places = [root_directory / "root.crl"]
@@ -360,10 +360,10 @@ def install_into(
     crl: x509.CertificateRevocationList,
     secret: Callable[[], bytes] | None,
 ) -> bool:
-    from services.ca import keystore
+    from services.ca import ceremony, keystore
 
     key = directory / "pending" / keystore.authority_id(certificate) / "key.pem"
-    return keystore.install(
+    return ceremony.install(
         directory,
         certificate,
         root=root,
@@ -381,7 +381,7 @@ def prepare_in(
     passphrase_file: str | None,
     no_passphrase: bool,
 ) -> Path:
-    from services.ca import keystore
+    from services.ca import ceremony
 
     with explained():
         secret = passphrase(
@@ -391,7 +391,7 @@ def prepare_in(
             create=key_uri is None,
             none=no_passphrase,
         )
-        return keystore.prepare(
+        return ceremony.prepare(
             where.directory, name, passphrase=secret, kind=key_type(kind), key_uri=key_uri
         )
 

@@ -123,7 +123,7 @@ def passphrase(
     With ``create`` a file that does not exist is made with a random one, and what a person types
     is asked for twice.
     """
-    from services.ca import keystore
+    from services.ca import ceremony, keystore
 
     if none:
         return None
@@ -131,7 +131,7 @@ def passphrase(
     if named:
         path = Path(named)
         if create and not path.exists():
-            keystore.create_passphrase(path)
+            ceremony.create_passphrase(path)
             told(path, f"the passphrase of {what}; keep a copy where the key is not")
         return keystore.passphrase_in(path)
     return keystore.passphrase_credential(where.credential) or _question(what, create)

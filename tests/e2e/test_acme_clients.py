@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from sqlalchemy import select
 from stand import ETC, LOOPBACK, Process, free_port, wait_for
 
-from services.ca import keystore
+from services.ca import ceremony, keystore
 from services.ca.acme.jws import encode
 from services.ca.acme.rules import KeyRules
 from services.ca.acme.store import Store
@@ -144,8 +144,8 @@ class AcmeStand:
 
     def write(self) -> None:
         etc, run = self.directory / "etc", self.directory / "run"
-        keystore.create_passphrase(etc / "passphrase")
-        authorities = keystore.create(
+        ceremony.create_passphrase(etc / "passphrase")
+        authorities = ceremony.create(
             self.directory / "ca",
             "ACME clients",
             passphrase=keystore.passphrase_in(etc / "passphrase"),

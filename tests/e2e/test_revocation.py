@@ -25,7 +25,7 @@ import pytest
 from cryptography import x509
 from stand import LOOPBACK, Stand, free_port, run, wait_for
 
-from services.ca import files, keystore
+from services.ca import ceremony, files
 from services.ca.authority import Actor, Authority
 from services.ca.keys import generate_key
 from services.ca.keystore import Urls
@@ -244,7 +244,7 @@ def house(sensitive: Any) -> Iterator[House]:
         configure(stand, ports)
         (stand.directory / "slow").write_bytes(b"x" * 60_000)
         upgrade(stand.database_url)
-        authorities = keystore.create(
+        authorities = ceremony.create(
             stand.etc / "ca",
             "Example",
             passphrase=None,

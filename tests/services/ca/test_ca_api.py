@@ -25,7 +25,7 @@ from middleware.errors import Errors
 from middleware.forwarded import Forwarded
 from middleware.gatekeeper import Gatekeeper
 from middleware.request_id import RequestId
-from services.ca import api, keystore
+from services.ca import api, ceremony, keystore
 from services.ca.api import CertificateApi
 from services.ca.authority import Actor, Authority
 from services.ca.hierarchy import Credential, Hierarchy
@@ -766,7 +766,7 @@ def test_the_factory_builds_from_files(tmp_path: Path, logs: None) -> None:
     """mooring.conf, profiles.toml and the key store; what is wrong is one line that names it."""
     url = f"sqlite:///{tmp_path}/ca.db"
     upgrade(url)
-    made = keystore.create(
+    made = ceremony.create(
         tmp_path / "ca",
         "Example",
         passphrase=lambda: b"a passphrase",

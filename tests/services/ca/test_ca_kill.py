@@ -29,7 +29,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from services.ca import keystore
+from services.ca import ceremony, keystore
 from services.ca.authority import Actor, Authority
 from services.ca.keys import generate_key, signature_hash
 from services.ca.keystore import crl_number
@@ -121,7 +121,7 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None
 @pytest.fixture
 def running(database_url: str, tmp_path: Path) -> Iterator[Running]:
     """gunicorn with etc/gunicorn/ca.py and etc/mooring/ca.ini, their paths moved, and an admin."""
-    authorities = keystore.create(
+    authorities = ceremony.create(
         tmp_path / "ca",
         "Example",
         passphrase=lambda: PASSPHRASE,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from services.ca import files, keystore
+from services.ca import ceremony, files, keystore
 from services.ca.api import CertificateApi
 from services.ca.authority import NAMES_FIELDS, Actor, Authority
 from services.ca.hierarchy import Credential, Hierarchy
@@ -56,7 +56,7 @@ class Site:
     def __init__(self, directory: Path, url: str) -> None:
         self.directory = directory
         self.port, self.public_port = free_port(), free_port()
-        self.authorities = keystore.create(
+        self.authorities = ceremony.create(
             directory / "etc" / "ca",
             "Example",
             passphrase=None,

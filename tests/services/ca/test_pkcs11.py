@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from services.ca import keystore, pkcs11
+from services.ca import ceremony, keystore, pkcs11
 from services.ca.authority import Actor, Authority
 from services.ca.crl import Revocation, build_crl
 from services.ca.issue import create_root, issue
@@ -105,14 +105,14 @@ def test_a_token_signs_certificate_list_request_and_bytes(
 ) -> None:
     """Everything that a signer signs verifies with the token's public key, for each kind of key."""
     signer = Pkcs11Signer(address(kind), pin)
-    profile = keystore.with_key_type(ROOT, kind)
+    profile = ceremony.with_key_type(ROOT, kind)
     root = create_root(signer, common_name="In a token", now=NOW, profile=profile)
     root.verify_directly_issued_by(root)
     issuer = Issuer(root, signer)
     crl = build_crl(issuer, number=3, now=NOW, revoked=[Revocation(5, NOW)])
     assert crl.is_signature_valid(signer.public_key())
     assert [entry.serial_number for entry in crl] == [5]
-    request = signer.sign_request(keystore._request_builder("In a token"))
+    request = signer.sign_request(ceremony._request_builder("In a token"))
     assert request.is_signature_valid
     assert request.public_key() == signer.public_key()
     assert signer.sign_bytes(b"some octets")
@@ -123,7 +123,7 @@ def test_what_a_token_signs_is_what_a_key_in_memory_would_sign(
 ) -> None:
     """The bytes that are signed do not depend on where the key is."""
     signer = Pkcs11Signer(address(KeyType.P256), pin)
-    profile = keystore.with_key_type(ROOT, KeyType.P256)
+    profile = ceremony.with_key_type(ROOT, KeyType.P256)
     ours = create_root(signer, common_name="Same", now=NOW, profile=profile, serial=7)
     builder = x509.CertificateBuilder()
     builder = builder.subject_name(ours.subject).issuer_name(ours.issuer)
@@ -190,16 +190,16 @@ def test_an_authority_in_a_token_lives_in_the_key_store(
 ) -> None:
     """The ceremony with key.uri in place of key.pem: prepared, signed, installed, loaded."""
     offline, server = tmp_path / "root", tmp_path / "ca"
-    keystore.make_root(offline, "Root", passphrase=lambda: b"of the root", now=NOW)
-    place = keystore.prepare(server, "HSM", passphrase=pin, key_uri=address(KeyType.P256))
+    ceremony.make_root(offline, "Root", passphrase=lambda: b"of the root", now=NOW)
+    place = ceremony.prepare(server, "HSM", passphrase=pin, key_uri=address(KeyType.P256))
     csr = (place / "request.csr").read_bytes()
-    certificate, new = keystore.sign_intermediate(
+    certificate, new = ceremony.sign_intermediate(
         offline, csr, lambda: b"of the root", urls=Urls(), now=NOW
     )
     assert new
     root = keystore.read_root(offline)
     crl = keystore.read_root_crl(offline, root)
-    assert keystore.install(server, certificate, root=root, root_crl=crl, passphrase=pin, now=NOW)
+    assert ceremony.install(server, certificate, root=root, root_crl=crl, passphrase=pin, now=NOW)
     assert not list(server.rglob("key.pem"))
     authorities = keystore.load(server, pin, urls=Urls())
     key = generate_key()
@@ -345,17 +345,17 @@ def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch)
         Pkcs11Signer(f"pkcs11:object=a?module-path={MODULE}", None)
 
 
-def ceremony(directory: Path, uri: str) -> None:
+def make_ca(directory: Path, uri: str) -> None:
     """A CA whose root is a file in a safe and whose intermediate is a key of the token."""
     now, urls = datetime.now(UTC), Urls.below("http://ca.example.com")
     safe = directory / "safe"
-    keystore.make_root(safe, "Example Root CA", passphrase=lambda: b"of the root", now=now)
-    place = keystore.prepare(directory / "ca", "Example", passphrase=pin, key_uri=uri)
-    certificate, _ = keystore.sign_intermediate(
+    ceremony.make_root(safe, "Example Root CA", passphrase=lambda: b"of the root", now=now)
+    place = ceremony.prepare(directory / "ca", "Example", passphrase=pin, key_uri=uri)
+    certificate, _ = ceremony.sign_intermediate(
         safe, (place / "request.csr").read_bytes(), lambda: b"of the root", urls=urls, now=now
     )
     root = keystore.read_root(safe)
-    keystore.install(
+    ceremony.install(
         directory / "ca",
         certificate,
         root=root,
@@ -385,7 +385,7 @@ def deployed(
 ) -> Iterator[tuple[Path, Authority]]:
     """gunicorn with etc/gunicorn/ca.py and ca.ini, their paths moved, over a key in the token; and
     an authority of this process over the same."""
-    ceremony(tmp_path, address(KeyType.P256))
+    make_ca(tmp_path, address(KeyType.P256))
     (tmp_path / "pin").write_bytes(PIN)
     (tmp_path / "pin").chmod(0o600)
     shutil.copy(REPOSITORY / "etc/mooring/ca.ini", tmp_path)

@@ -19,10 +19,11 @@ from cryptography.x509 import ocsp as library
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.ca import keystore, ocsp, public, service
+from services.ca import ceremony, keystore, ocsp, public, service
 from services.ca.authority import Actor, Authority
 from services.ca.crl import CRL_LIFETIME, KEPT_AFTER_END, ROOT_CRL_LIFETIME
 from services.ca.hierarchy import create_hierarchy
+from services.ca.keys import generate_key
 from services.ca.keystore import RetiredIssuer, Urls
 from services.ca.ledger import Ledger
 from services.ca.profile_file import SHIPPED
@@ -64,7 +65,7 @@ class Site:
     def __init__(self, url: str, directory, now: datetime) -> None:
         self.now = now
         self.directory = directory
-        self.authorities = keystore.create(
+        self.authorities = ceremony.create(
             directory,
             "Example",
             passphrase=lambda: b"passphrase of a test",
@@ -97,7 +98,7 @@ class Site:
         return keystore.authority_id(self.authorities.active.certificate)
 
     def issue(self, name: str = "a.example.test"):
-        key = keystore.generate_key()
+        key = generate_key()
         request = make_request(key.public_key(), dns_names=[name])
         return self.authority.issue("server", request, ADMIN).certificate
 
@@ -363,10 +364,10 @@ def test_a_key_that_does_not_sign_leaves_the_old_list(site, monkeypatch):
 def test_a_new_root_list_is_served_without_a_restart(site):
     """And one that cannot be read leaves the old one."""
     first = site.get("/crl/root.crl").body
-    crl = keystore.renew_root_crl(
+    crl = ceremony.renew_root_crl(
         site.directory / "root", lambda: b"passphrase of a test", now=site.now
     )
-    keystore.install_root_crl(site.directory, crl)
+    ceremony.install_root_crl(site.directory, crl)
     second = site.get("/crl/root.crl").body
     assert second != first
     assert second == crl.public_bytes(Encoding.DER)
@@ -528,7 +529,7 @@ def test_no_request_is_a_500(quiet, method, path, body, header):
 def test_the_application_is_built_from_mooring_conf(sqlite_url, tmp_path, now, monkeypatch):
     """Wired to the authority, so that whoever revokes publishes; a follower runs if asked for."""
     directory = tmp_path / "ca"
-    keystore.create(
+    ceremony.create(
         directory, "Example", passphrase=None, urls=Urls.below("http://ca.test"), now=now
     )
     config = tmp_path / "mooring.conf"
@@ -545,7 +546,7 @@ def test_the_application_is_built_from_mooring_conf(sqlite_url, tmp_path, now, m
         assert len(started) == 1
         built = service.build(str(config))
         started[0]._publisher.run()
-        request = make_request(keystore.generate_key().public_key(), dns_names=["a.test"])
+        request = make_request(generate_key().public_key(), dns_names=["a.test"])
         leaf = built.authority.issue("server", request, ADMIN)
         built.authority.revoke(leaf.authority_id, leaf.serial, "keyCompromise", ADMIN)
         first = (tmp_path / "crl.pem").read_bytes().split(b"-----END")[0]

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 
-from services.ca import keystore
+from services.ca import ceremony, keystore
 from services.ca.keystore import Urls
 from services.ca.ledger import Ledger
 from services.cli.main import main
@@ -20,8 +20,8 @@ from services.core.database import Database
 def server(sqlite_url, tmp_path):
     """A server's directory with mooring.conf; the passphrase is in a file."""
     secret = tmp_path / "passphrase"
-    keystore.create_passphrase(secret)
-    keystore.create(
+    ceremony.create_passphrase(secret)
+    ceremony.create(
         tmp_path / "ca",
         "Example",
         passphrase=keystore.passphrase_in(secret),
@@ -77,10 +77,10 @@ def test_a_root_list_near_its_end_is_announced(server):
     passphrase = keystore.passphrase_in(server / "passphrase")
     present = datetime.now(UTC)
     for days, code, said in ((345, 0, "warning: root"), (360, 1, "critical: root")):
-        crl = keystore.renew_root_crl(
+        crl = ceremony.renew_root_crl(
             server / "ca" / "root", passphrase, now=present - timedelta(days=days)
         )
-        keystore.install_root_crl(server / "ca", crl)
+        ceremony.install_root_crl(server / "ca", crl)
         assert said in run(server, code=code).output
     assert isinstance(crl, x509.CertificateRevocationList)
 

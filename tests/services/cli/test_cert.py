@@ -26,7 +26,7 @@ from middleware.client_certificate import ClientCertificate
 from middleware.errors import Errors
 from middleware.gatekeeper import Gatekeeper, parse_trusted
 from middleware.request_id import RequestId
-from services.ca import api, keystore, profile_file
+from services.ca import api, ceremony, profile_file
 from services.ca.acme.keys import key_routes
 from services.ca.acme.store import Store
 from services.ca.api import CertificateApi
@@ -90,7 +90,7 @@ class Ca:
         upgrade(f"sqlite:///{directory}/mooring.db")
         self.database = Database(f"sqlite:///{directory}/mooring.db")
         self.ledger = Ledger(self.database)
-        authorities = keystore.create(
+        authorities = ceremony.create(
             directory / "ca", "Test", passphrase=None, urls=Urls(), now=datetime.now(UTC)
         )
         self.authority = Authority(authorities, self.ledger, profile_file.SHIPPED)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.ca import keystore
+from services.ca import ceremony, keystore
 from services.ca.acme.application import Acme, app_factory
 from services.core.config import ACME, ConfigError
 from services.core.errors import Failure
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[4]
 def configured(tmp_path: Path, sqlite_url: str) -> Path:
     """A mooring.conf with a key store; [acme] is to be added."""
     passphrase = tmp_path / "passphrase"
-    keystore.create_passphrase(passphrase)
-    keystore.create(
+    ceremony.create_passphrase(passphrase)
+    ceremony.create(
         tmp_path / "ca",
         "Factory",
         passphrase=keystore.passphrase_in(passphrase),
