@@ -172,6 +172,7 @@ def test_errors_are_text(one):
         request_bytes("X", UUID): 405,
         request_bytes("G" * 40, UUID): 405,
         request_bytes("get", UUID): 400,
+        request_bytes("TRACE", UUID): 405,
         request_bytes("GET", "/" + "x" * 5000): 404,
         request_bytes("GET", "/" + "x" * 11000): 404,
         request_bytes("GET", "/" + "x" * 13000): 414,
@@ -185,3 +186,4 @@ def test_errors_are_text(one):
         assert answer.status == status, raw[:60]
         assert answer.headers["Content-Type"] == "text/plain; charset=UTF-8", raw[:60]
         assert re.match(rf"{status} [A-Z].*\n\n", answer.text), raw[:60]
+        assert (answer.headers["Allow"] == "GET, HEAD") == (status == 405), raw[:60]

@@ -154,6 +154,8 @@ def test_methods_of_proxies_are_refused(hostile, method):
     answer = answer_of(hostile, request_bytes(method, "/latest/"))
     assert answer is None or answer.status in (400, 405)
     assert answer is None or b"Mooring" not in answer.body
+    if method == "TRACE":
+        assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
 
 
 def test_unknown_methods_on_unknown_paths_get_404(hostile):

@@ -428,7 +428,11 @@ def _backend(path: MetadataPath) -> list[str]:
         "",
         # -- refusals that need no identity
         *_refuse(
-            405, "Method Not Allowed", "The method is not served.", "{ method CONNECT TRACE }"
+            405,
+            "Method Not Allowed",
+            "The method is not served.",
+            "{ method CONNECT TRACE }",
+            ' hdr Allow "GET, HEAD"',  # RFC 9110, 15.5.6
         ),
         *_refuse(400, "Bad Request", "The target must be a path.", "!{ url,bytes(0,1) -m str / }"),
         *_refuse(
@@ -518,10 +522,10 @@ def _backend(path: MetadataPath) -> list[str]:
     return lines
 
 
-def _refuse(status: int, reason: str, text: str, condition: str) -> list[str]:
+def _refuse(status: int, reason: str, text: str, condition: str, header: str = "") -> list[str]:
     return [
         f'    http-request return status {status} content-type "text/plain; charset=UTF-8"'
-        f' string "{status} {reason}\\n\\n{text}\\n\\n   " if {condition}'
+        f' string "{status} {reason}\\n\\n{text}\\n\\n   "{header} if {condition}'
     ]
 
 
