@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -565,10 +565,3 @@ class Stand:
                 os.kill(pid, signal.SIGTERM)
                 with contextlib.suppress(StandError):
                     wait_for("haproxy's end", lambda: ended(pid), 5)
-
-
-@contextlib.contextmanager
-def temporary_stand(**options: Any) -> Iterator[Stand]:
-    """A stand for the time of a block."""
-    with Stand(**options) as stand:
-        yield stand
