@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from services.ca.refusal import shown
 
@@ -27,6 +28,10 @@ LIST_LIMIT = 132
 # Names of details that would hold something which no trail may keep. The trail is read by more
 # people than the keys are.
 _SECRET = ("secret", "password", "passphrase", "private", "csr", "pem", "der", "bearer", "jwk")
+
+# made once: json.dumps makes an encoder for each text
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_COMPACT = json.JSONEncoder(separators=(",", ":")).encode
 
 Detail = Mapping[str, str | int | bool | Iterable[str] | None]
 
@@ -82,7 +87,7 @@ def detail(fields: Detail) -> str:
     """
     result: dict[str, object] = {}
     for name, value in fields.items():
-        if any(secret in name.split("_") for secret in _SECRET):
+        if _is_secret(name):
             raise ValueError(f"{name} may not stand in the audit trail")
         if value is None or isinstance(value, int):
             result[name] = value
@@ -90,7 +95,12 @@ def detail(fields: Detail) -> str:
             result[name] = _cut(value)
         else:
             result[name] = [_cut(text) for text in list(value)[:LIST_LIMIT]]
-    return json.dumps(result, sort_keys=True, separators=(",", ":"))
+    return _CANONICAL(result)
+
+
+@lru_cache(256)
+def _is_secret(name: str) -> bool:
+    return any(secret in name.split("_") for secret in _SECRET)
 
 
 def _cut(text: str) -> str:
@@ -112,7 +122,7 @@ def entry_hash(previous: str, sequence: int, entry: Entry) -> str:
         entry.decision,
         entry.detail,
     ]
-    return hashlib.sha256(json.dumps(fields, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(_COMPACT(fields).encode()).hexdigest()
 
 
 def chain(sequence: int, head: str, entries: Iterable[Entry]) -> list[Row]:

@@ -12,15 +12,18 @@ certificates and tokens, the authority's row, the end of the audit trail.
 from __future__ import annotations
 
 import json
+import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     CursorResult,
@@ -41,7 +44,7 @@ from services.ca import audit
 from services.ca.crl import CRL_LIFETIME, Revocation
 from services.ca.states import EXPIRED, HELD, ISSUED, PENDING, REASONS, REVOKED, UNKNOWN
 from services.core import schema
-from services.core.database import Conflict, Database
+from services.core.database import Conflict, Database, DriverConnection
 
 AUDIT_LOCK = 5063466902
 """PostgreSQL's advisory lock for the end of the audit trail (any number that is only ours)."""
@@ -52,8 +55,11 @@ VERIFY_BATCH = 2000
 NAME_LIMIT = 255
 """Characters of a name that the search compares; only URIs can be longer."""
 
+_JSON = json.JSONEncoder().encode
+
 _CERTIFICATE = schema.ca_certificate
 _RECORD = [column for column in _CERTIFICATE.c if column.name not in ("der", "tbs_digest")]
+_NAMES = [column.name for column in _RECORD].index("names")
 
 
 def serial_text(serial: int) -> str:
@@ -222,19 +228,30 @@ class _Statement:
         self.order: list[str] | None = getattr(compiled, "positiontup", None)
         # values that the dialect itself puts in, as SQLite's OFFSET 0 beside a LIMIT
         self.own = {name: value for name, value in compiled.params.items() if value is not None}
+        self._in_order = None
+        if self.order is not None and len(self.order) > 1:
+            self._in_order = itemgetter(*self.order)
 
-    def __call__(self, connection: Connection, values: Mapping[str, Any]) -> CursorResult[Any]:
+    def __call__(
+        self, connection: DriverConnection, values: Mapping[str, Any]
+    ) -> CursorResult[Any] | sqlite3.Cursor:
+        if isinstance(connection, sqlite3.Connection):
+            return connection.execute(self.text, self._bound(values))
         return connection.exec_driver_sql(self.text, self._bound(values))
 
-    def many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    def many(self, connection: DriverConnection, rows: Sequence[Mapping[str, Any]]) -> None:
         if len(rows) == 1:
-            connection.exec_driver_sql(self.text, self._bound(rows[0]))
+            self(connection, rows[0])
+        elif isinstance(connection, sqlite3.Connection):
+            connection.executemany(self.text, [self._bound(row) for row in rows])
         elif rows:
             connection.exec_driver_sql(self.text, [self._bound(row) for row in rows])
 
     def _bound(self, values: Mapping[str, Any]) -> Any:
         whole = {**self.own, **values} if self.own else values
-        return whole if self.order is None else tuple(whole[name] for name in self.order)
+        if self._in_order is not None:
+            return self._in_order(whole)
+        return whole if self.order is None else tuple([whole[name] for name in self.order])
 
 
 class Ledger:
@@ -276,6 +293,9 @@ class Ledger:
         self._head = _Statement(
             dialect,
             select(trail.c.sequence, trail.c.hash).order_by(trail.c.sequence.desc()).limit(1),
+        )
+        self._lock_trail = _Statement(
+            dialect, select(func.pg_advisory_xact_lock(bindparam("which_lock", type_=BigInteger)))
         )
         self._append = _Statement(
             dialect, insert(trail).values({c.name: bindparam(c.name) for c in trail.c})
@@ -319,13 +339,18 @@ class Ledger:
 
     # ---- issuing -----------------------------------------------------------------------------
 
-    def reserve(self, connection: Connection, reservations: Sequence[Reservation]) -> None:
+    def reserve(self, connection: DriverConnection, reservations: Sequence[Reservation]) -> None:
         """Record certificates that are about to be signed. A serial that exists is a Conflict."""
         self._reserve.many(connection, [_reserved(each) for each in reservations])
         self._name.many(connection, [row for each in reservations for row in _name_rows(each)])
 
     def complete(
-        self, connection: Connection, authority_id: str, serial: str, fingerprint: str, der: bytes
+        self,
+        connection: DriverConnection,
+        authority_id: str,
+        serial: str,
+        fingerprint: str,
+        der: bytes,
     ) -> bool:
         """Store a signed certificate; False if it is not pending any more (it was revoked)."""
         result = self._complete(
@@ -345,12 +370,12 @@ class Ledger:
 
     def by_fingerprint(self, fingerprint: str) -> Record | None:
         """The certificate with this SHA-256, in lower-case hex."""
-        with self.database.read() as connection:
+        with self.database.direct(write=False) as connection:
             return self.by_fingerprint_in(connection, fingerprint)
 
-    def by_fingerprint_in(self, connection: Connection, fingerprint: str) -> Record | None:
+    def by_fingerprint_in(self, connection: DriverConnection, fingerprint: str) -> Record | None:
         """The same, in a transaction."""
-        row = self._by_fingerprint(connection, {"which_fingerprint": fingerprint}).first()
+        row = self._by_fingerprint(connection, {"which_fingerprint": fingerprint}).fetchone()
         return None if row is None else _record(row)
 
     def by_serial(self, serial: str, authority_id: str | None = None) -> Record | None:
@@ -742,7 +767,7 @@ class Ledger:
 
     # ---- audit trail -------------------------------------------------------------------------
 
-    def append(self, connection: Connection, entries: Sequence[audit.Entry]) -> None:
+    def append(self, connection: DriverConnection, entries: Sequence[audit.Entry]) -> None:
         """Write entries at the end of the audit trail.
 
         Nobody else can append from here until the transaction ends, so this comes last in it.
@@ -750,11 +775,9 @@ class Ledger:
         if self._postgresql:
             # The last row cannot be locked instead: who waited for it would go on from the row
             # that was last when the wait began.
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (AUDIT_LOCK,))
-        last = self._head(connection, {}).first()
-        sequence, head = (
-            (0, audit.GENESIS) if last is None else (int(last.sequence), str(last.hash))
-        )
+            self._lock_trail(connection, {"which_lock": AUDIT_LOCK})
+        last: Any = self._head(connection, {}).fetchone()
+        sequence, head = (0, audit.GENESIS) if last is None else (int(last[0]), str(last[1]))
         self._append.many(
             connection,
             [
@@ -807,7 +830,7 @@ def _reserved(reservation: Reservation) -> dict[str, Any]:
         "profile": reservation.profile,
         "subject": reservation.subject,
         "common_name": reservation.common_name,
-        "names": json.dumps(reservation.names),
+        "names": _JSON(reservation.names),
         "key_id": reservation.key_id,
         "tbs_digest": reservation.tbs_digest,
         "not_before": reservation.not_before,
@@ -831,24 +854,9 @@ def _name_rows(reservation: Reservation) -> Iterable[dict[str, str]]:
 
 
 def _record(row: Any) -> Record:
-    return Record(
-        authority_id=row.authority_id,
-        serial=row.serial,
-        state=row.state,
-        profile=row.profile,
-        subject=row.subject,
-        common_name=row.common_name,
-        names=tuple((kind, value) for kind, value in json.loads(row.names)),
-        key_id=row.key_id,
-        fingerprint=row.fingerprint,
-        not_before=row.not_before,
-        not_after=row.not_after,
-        created_at=row.created_at,
-        requested_by=row.requested_by,
-        revoked_at=row.revoked_at,
-        reason=row.reason,
-        status_number=None if row.status_number is None else int(row.status_number),
-    )
+    values: list[Any] = list(row)  # the columns of _RECORD, which are the fields of a Record
+    values[_NAMES] = tuple([(kind, value) for kind, value in json.loads(values[_NAMES])])
+    return Record(*values)
 
 
 def _in_state(state: str | None, now: str) -> list[ColumnElement[bool]]:

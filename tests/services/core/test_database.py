@@ -1,5 +1,6 @@
 """The database's promises, on both engines."""
 
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ from services.core import schema
 from services.core.database import (
     Conflict,
     Database,
+    DriverConnection,
     Unavailable,
     parse_url,
     schema_state,
@@ -170,3 +172,92 @@ def test_a_bad_url_is_explained_without_its_password(url: str, reason: str) -> N
     with pytest.raises(ValueError, match=reason) as refused:
         parse_url(url)
     assert "secret" not in str(refused.value)
+
+
+TOKEN = (
+    "INSERT INTO ca_token (id, digest, request, created_at, created_by, expires_at)"
+    " VALUES ('{0}', '{0}', 'r', 'c', 'b', 'e')"
+)
+
+
+def say(connection: DriverConnection, text: str) -> list[str]:
+    """Run a statement of the driver's text; the first column of what it returns."""
+    if isinstance(connection, sqlite3.Connection):
+        return [row[0] for row in connection.execute(text)]
+    result = connection.exec_driver_sql(text)
+    return [row[0] for row in result] if result.returns_rows else []
+
+
+def tokens(database: Database) -> list[str]:
+    """What both ways of reading see, which is the same."""
+    text = "SELECT id FROM ca_token ORDER BY id"
+    with database.direct(write=False) as connection:
+        found = say(connection, text)
+    with database.read() as pooled:
+        assert [row[0] for row in pooled.exec_driver_sql(text)] == found
+    return found
+
+
+def test_direct_transactions_are_kept_whole_or_not_at_all(database_url: str) -> None:
+    """An exception undoes all of one, and the next begins afresh; durable as the others are."""
+    database = Database(database_url)
+    with database.direct(write=True) as connection:
+        say(connection, TOKEN.format("a"))
+        if isinstance(connection, sqlite3.Connection):
+            assert say(connection, "PRAGMA synchronous") == [2]
+            assert say(connection, "PRAGMA journal_mode") == ["wal"]
+            assert say(connection, "PRAGMA foreign_keys") == [1]
+
+    def write(*names: str) -> None:
+        with database.direct(write=True) as connection:
+            for name in names:
+                say(connection, TOKEN.format(name) if name else str(1 / 0))
+
+    with pytest.raises(ZeroDivisionError):
+        write("b", "")
+    with pytest.raises(Conflict) as conflict:
+        write("c", "a")
+    assert conflict.value.constraint == "ca_token"
+    write("d")
+    assert tokens(database) == ["a", "d"]
+    database.close()
+    assert tokens(database) == ["a", "d"]
+    database.close()
+
+
+def test_direct_says_unavailable_for_a_database_that_went(tmp_path: Path) -> None:
+    """A file that was removed is not answered from, and a new one in its place is found."""
+    path = tmp_path / "mooring.db"
+    upgrade(f"sqlite:///{path}")
+    database = Database(f"sqlite:///{path}")
+    with database.direct(write=True) as connection:
+        say(connection, TOKEN.format("a"))
+    for file in tmp_path.iterdir():
+        file.unlink()
+    for write in (False, True):
+        with pytest.raises(Unavailable), database.direct(write=write) as connection:
+            say(connection, "SELECT id FROM ca_token")
+    upgrade(f"sqlite:///{path}")
+    assert tokens(database) == []
+    database.close()
+
+
+def test_a_forked_child_has_a_direct_connection_of_its_own(tmp_path: Path) -> None:
+    """The parent's is neither used nor closed there."""
+    upgrade(f"sqlite:///{tmp_path}/mooring.db")
+    database = Database(f"sqlite:///{tmp_path}/mooring.db")
+    with database.direct(write=True) as connection:
+        say(connection, TOKEN.format("a"))
+    child = os.fork()
+    if child == 0:
+        try:
+            with database.direct(write=True) as mine:
+                say(mine, TOKEN.format("b"))
+            os._exit(0 if mine is not connection else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with database.direct(write=False) as again:
+        assert again is connection
+    assert tokens(database) == ["a", "b"]
+    database.close()
