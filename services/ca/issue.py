@@ -13,12 +13,12 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from services.ca.keys import PublicKey, key_identifier, key_type
+from services.ca.keys import KeyType, PublicKey, key_identifier, key_type
 from services.ca.profiles import ROOT, Profile
 from services.ca.refusal import Refused
 from services.ca.request import CertificateRequest, make_request
 from services.ca.signer import Issuer, Signer
-from services.ca.subjects import certificate_names
+from services.ca.subjects import CertificateNames, certificate_names
 
 # RFC 5280 section 4.1.2.2 allows 20 octets, the first bit of which is the sign; the CA/Browser
 # Forum asks for 64 random bits at least. All that can be had.
@@ -78,6 +78,33 @@ def certificate_builder(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a request gets: its names and its validity. The rest follows from profile and issuer."""
+
+    names: CertificateNames
+    validity: Validity
+
+
+def decide(
+    profile: Profile,
+    request: CertificateRequest,
+    issuer: Issuer,
+    *,
+    now: datetime,
+    lifetime: timedelta | None = None,
+) -> Decision:
+    """Decide all of a certificate below `issuer`; encode and sign nothing.
+
+    `now` is aware. Without `lifetime` the profile's default is given, cut to the issuer's end; a
+    lifetime that was asked for is kept or refused. Raises Refused where request, profile and
+    issuer do not go together.
+    """
+    _check_key(profile, request, issuer)
+    _check_issuer(profile, request, issuer, now)
+    return Decision(certificate_names(profile, request), _validity(profile, issuer, now, lifetime))
+
+
 def prepare(
     profile: Profile,
     request: CertificateRequest,
@@ -87,21 +114,15 @@ def prepare(
     lifetime: timedelta | None = None,
     serial: int | None = None,
 ) -> x509.CertificateBuilder:
-    """Decide all of a certificate below `issuer`, to be signed by the issuer's signer.
-
-    `now` is aware. Without `lifetime` the profile's default is given, cut to the issuer's end; a
-    lifetime that was asked for is kept or refused. Raises Refused where request, profile and
-    issuer do not go together.
-    """
-    _check_key(profile, request, issuer)
-    _check_issuer(profile, request, issuer, now)
-    names = certificate_names(profile, request)
+    """Build what `decide` decides, to be signed by the issuer's signer; raises as that does."""
+    decision = decide(profile, request, issuer, now=now, lifetime=lifetime)
+    names = decision.names
     builder = certificate_builder(
         subject=names.subject,
         public_key=request.public_key,
         issuer_name=issuer.certificate.subject,
         authority_key=issuer.key_id,
-        validity=_validity(profile, issuer, now, lifetime),
+        validity=decision.validity,
         serial=serial,
     )
     builder = _add_profile(builder, profile, request)
@@ -161,7 +182,8 @@ def _add_profile(
 ) -> x509.CertificateBuilder:
     constraints = x509.BasicConstraints(ca=profile.is_ca, path_length=profile.path_length)
     builder = builder.add_extension(constraints, critical=True)
-    builder = builder.add_extension(_key_usage(profile, request), critical=True)
+    usage = key_usage(profile, key_type(request.public_key))
+    builder = builder.add_extension(usage, critical=True)
     if profile.extended_key_usage:
         purposes = x509.ExtendedKeyUsage(profile.extended_key_usage)
         builder = builder.add_extension(purposes, critical=False)
@@ -170,8 +192,9 @@ def _add_profile(
     return builder
 
 
-def _key_usage(profile: Profile, request: CertificateRequest) -> x509.KeyUsage:
-    if not (profile.key_encipherment_for_rsa and key_type(request.public_key).is_rsa):
+def key_usage(profile: Profile, kind: KeyType) -> x509.KeyUsage:
+    """The key usage of a profile for a key of this type."""
+    if not (profile.key_encipherment_for_rsa and kind.is_rsa):
         return profile.key_usage
     return x509.KeyUsage(
         digital_signature=profile.key_usage.digital_signature,

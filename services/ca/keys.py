@@ -9,7 +9,9 @@ from __future__ import annotations
 import enum
 import hashlib
 import math
-from typing import TypeAlias, TypeGuard
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any, TypeAlias, TypeGuard
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -81,25 +83,46 @@ def accept_public_key(key: object) -> PublicKey:
     Raises Refused for another algorithm, curve, size or exponent and for an RSA modulus with a
     known weakness.
     """
-    if isinstance(key, rsa.RSAPublicKey):
-        _accept_rsa(key)
-        return key
-    if isinstance(key, ec.EllipticCurvePublicKey):
+    if is_elliptic(key):
         if key.curve.name not in _CURVE_TYPES:
             raise Refused(FIELD, f"curve {key.curve.name} is not issued for; use P-256 or P-384")
+        return key
+    if isinstance(key, rsa.RSAPublicKey):
+        _accept_rsa(key)
         return key
     if isinstance(key, ed25519.Ed25519PublicKey):
         return key
     raise Refused(FIELD, "the key is neither ECDSA, Ed25519 nor RSA")
 
 
+@lru_cache(64)
+def _is_elliptic_class(kind: Hashable) -> bool:
+    return isinstance(kind, type) and issubclass(kind, ec.EllipticCurvePublicKey)
+
+
+def is_elliptic(key: object) -> TypeGuard[ec.EllipticCurvePublicKey]:
+    """Tell whether it is an ECDSA key.
+
+    The library's key types are abstract classes, of which asking costs a microsecond each time.
+    """
+    kind: Any = type(key)
+    return _is_elliptic_class(kind)
+
+
 def key_type(key: PublicKey) -> KeyType:
     """Name the kind of an accepted key."""
-    if isinstance(key, ec.EllipticCurvePublicKey):
+    if is_elliptic(key):
         return _CURVE_TYPES[key.curve.name]
     if isinstance(key, ed25519.Ed25519PublicKey):
         return KeyType.ED25519
     return _RSA_TYPES[key.key_size]
+
+
+def subject_public_key_info(key: PublicKey) -> bytes:
+    """Return the key as a certificate holds it, in DER."""
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def signature_hash(key: PublicKey) -> hashes.SHA256 | hashes.SHA384 | None:
@@ -124,7 +147,7 @@ def key_identifier(key: PublicKey) -> bytes:
 
 
 def _subject_public_key(key: PublicKey) -> bytes:
-    if isinstance(key, ec.EllipticCurvePublicKey):
+    if is_elliptic(key):
         return key.public_bytes(
             serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
         )

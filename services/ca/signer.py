@@ -7,6 +7,7 @@ the addresses that are written into what it issues.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -49,7 +50,7 @@ class KeySigner:
         self._key = key
         self._public_key = accept_public_key(key.public_key())
         self._hash = signature_hash(self._public_key)
-        self._ecdsa = ec.ECDSA(self._hash or hashes.SHA256())
+        self._sign_bytes = _sign_bytes(key, self._hash)
 
     def public_key(self) -> PublicKey:
         return self._public_key
@@ -63,11 +64,20 @@ class KeySigner:
         return builder.sign(self._key, self._hash)
 
     def sign_bytes(self, data: bytes) -> bytes:
-        if isinstance(self._key, ec.EllipticCurvePrivateKey):
-            return self._key.sign(data, self._ecdsa)
-        if isinstance(self._key, rsa.RSAPrivateKey):
-            return self._key.sign(data, padding.PKCS1v15(), hashes.SHA256())
-        return self._key.sign(data)
+        return self._sign_bytes(data)
+
+
+def _sign_bytes(
+    key: PrivateKey, algorithm: hashes.SHA256 | hashes.SHA384 | None
+) -> Callable[[bytes], bytes]:
+    """How this key signs octets, with what does not change from one to the next made once."""
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        ecdsa = ec.ECDSA(algorithm or hashes.SHA256())
+        return lambda data: key.sign(data, ecdsa)
+    if isinstance(key, rsa.RSAPrivateKey):
+        scheme, sha256 = padding.PKCS1v15(), hashes.SHA256()
+        return lambda data: key.sign(data, scheme, sha256)
+    return key.sign
 
 
 @dataclass(frozen=True)
