@@ -107,6 +107,22 @@ class _Body:
         self.errors, self.body, self.environ, self.held = errors, body, environ, held
         self.pieces: Iterator[bytes] | None = None
 
+    def advance(self) -> bool:
+        """Do a step of an answer that is made in steps (`services.core.worker`); True at the end.
+
+        A failure of it is rendered as one of the first piece is.
+        """
+        step = getattr(self.body, "advance", None)
+        if step is None:
+            return True
+        try:
+            return bool(step())
+        except Exception as error:
+            rendered = self.errors.render(error, self.environ, self.held.start_response)
+            self.held.begun = True
+            self.pieces = iter(rendered)
+            return True
+
     def __iter__(self) -> Iterator[bytes]:
         return self
 

@@ -14,10 +14,11 @@ __all__ = ["on_starting"]
 bind = ["unix:/run/mooring/ca.sock", "unix:/run/mooring/ca-public.sock"]
 umask = 0o007
 
-# Signing takes the whole of a core and threads do not divide it (measured); a second worker a core
-# computes while the first waits for the disk.
-worker_class = "sync"
-workers = 2 * (os.cpu_count() or 1)
+# Signing takes the whole of a core and threads do not divide it (measured). In a worker, requests
+# for certificates that come at the same time go through each stage and to the disk together; more
+# than one worker a core only makes these groups smaller. Two at least, so that one may be busy.
+worker_class = "services.core.worker.TurnsWorker"
+workers = max(2, os.cpu_count() or 1)
 backlog = 2048
 timeout = 30
 graceful_timeout = 30

@@ -9,7 +9,7 @@ names; anything else is 401 or 403. A client sees its own certificates, and what
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +32,7 @@ from services.ca.authority import (
     Missing,
     NotPossible,
     SigningFailed,
+    finish,
 )
 from services.ca.files import certificates_pem
 from services.ca.ledger import Record, Search, Token, timestamp
@@ -137,44 +138,38 @@ class CertificateApi:
         require_gatekeeper(environ)
         try:
             if environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"] == CERTIFICATES:
-                # the route that is measured: not through the mapper
-                return self._issue(environ)(environ, start_response)
+                # the route that is measured: not through the mapper, and in steps
+                pending = Pending(self._issue(environ), environ, start_response)
+                return pending.body if pending.advance() else pending
             return self.router(environ, start_response)
-        except Refused as refused:
-            raise Failure(400, refused.reason, field=refused.field) from None
-        except Forbidden as forbidden:
-            raise Failure(403, forbidden.reason, field=forbidden.field) from None
-        except Missing:
-            raise _not_found() from None
-        except NotPossible as error:
-            raise Failure(409, error.reason, code="wrong-state") from None
-        except SigningFailed:
-            headers = [("Retry-After", SIGNING_RETRY)]
-            raise Failure(503, "the authority cannot sign just now", headers=headers) from None
-        except Unavailable:
-            headers = [("Retry-After", RETRY_AFTER)]
-            message = "the database is not available just now"
-            raise Failure(503, message, headers=headers) from None
+        except _REFUSALS as error:
+            raise _failure(error) from None
 
     # ---- issuing -----------------------------------------------------------------------------
 
     def issue(self, request: Request, _match: Mapping[str, str]) -> Answer:
         """Issue for a CSR: by a client certificate that may ask, or for an enrolment token."""
-        return self._issue(request.environ)
+        return finish(self._issue(request.environ))
 
-    def _issue(self, environ: WSGIEnvironment) -> Answer:
+    def _issue(self, environ: WSGIEnvironment) -> Generator[None, None, Answer]:
+        # it yields between stages, so that a worker lets many go through each (`TurnsWorker`)
         authorization = environ.get("HTTP_AUTHORIZATION")
         token = None if authorization is None else self._token(authorization)
         caller = None if token else self._caller(environ)
         answer = wire.chosen(environ, (JSON, PEM, PEM_CHAIN, DER))
         profile, csr, lifetime = self._asked(environ, token)
+        yield
         request = parse_csr(csr)
+        yield
         if token is not None:
             actor = Actor(f"token:{token.id}", frozenset(), *_where(environ), "token")
             issued, made = self.authority.enrol(token, request, actor, lifetime=lifetime)
         elif caller is not None:
-            issued = self.authority.issue(profile, request, caller.actor, lifetime=lifetime)
+            issued = yield from self.authority.issuing(
+                profile, request, caller.actor, lifetime=lifetime
+            )
             made = True
+            yield
         return self._created(issued, answer, made)
 
     def _asked(
@@ -226,7 +221,11 @@ class CertificateApi:
         status = "201 Created" if made else "200 OK"
         if media_type == JSON:
             return json_answer(self._whole(issued), status, headers)
-        body = _rendered(issued, media_type, chain=media_type != DER)
+        if media_type == DER:
+            body = issued.certificate.public_bytes(Encoding.DER)
+        else:
+            chain = self._chains.get(issued.authority_id, "").encode()
+            body = issued.certificate.public_bytes(Encoding.PEM) + chain
         return Answer(body, status, media_type, headers)
 
     # ---- reading -----------------------------------------------------------------------------
@@ -536,6 +535,48 @@ class CertificateApi:
         }
 
 
+class Pending:
+    """An answer in the making, in steps.
+
+    A worker that knows `advance` runs several of them in turns, so that they share each commit
+    (`services.core.worker.TurnsWorker`); any other server iterates, and gets the answer when it is
+    done. Raises Failure at any step.
+    """
+
+    def __init__(
+        self,
+        steps: Generator[None, None, Answer],
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> None:
+        self._steps = steps
+        self._environ = environ
+        self._start_response = start_response
+        self.body: Iterable[bytes] = ()
+
+    def advance(self) -> bool:
+        """Do the next step; True if the answer has begun and is there to be iterated."""
+        try:
+            next(self._steps)
+        except StopIteration as end:
+            answer: Answer = end.value
+            self.body = answer(self._environ, self._start_response)
+            return True
+        except _REFUSALS as error:
+            raise _failure(error) from None
+        return False
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The answer, once it is done."""
+        while not self.body and not self.advance():
+            pass
+        yield from self.body
+
+    def close(self) -> None:
+        """Give up what is not done: what waits is not written."""
+        self._steps.close()
+
+
 # ---- helpers ---------------------------------------------------------------------------------
 
 
@@ -543,6 +584,28 @@ def _where(environ: WSGIEnvironment) -> tuple[str, str]:
     """The address and the request id that the ledger's trail gets."""
     address = environ.get("mooring.client_address") or environ.get("REMOTE_ADDR") or ""
     return str(address), str(environ.get("mooring.request_id", ""))
+
+
+_REFUSALS = (Refused, Forbidden, Missing, NotPossible, SigningFailed, Unavailable)
+
+
+def _failure(error: Exception) -> Failure:
+    """How the client learns of a refusal."""
+    match error:
+        case Refused():
+            return Failure(400, error.reason, field=error.field)
+        case Forbidden():
+            return Failure(403, error.reason, field=error.field)
+        case Missing():
+            return _not_found()
+        case NotPossible():
+            return Failure(409, error.reason, code="wrong-state")
+        case SigningFailed():
+            headers = [("Retry-After", SIGNING_RETRY)]
+            return Failure(503, "the authority cannot sign just now", headers=headers)
+        case _:
+            headers = [("Retry-After", RETRY_AFTER)]
+            return Failure(503, "the database is not available just now", headers=headers)
 
 
 def _not_found() -> Failure:

@@ -18,19 +18,20 @@ import contextlib
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from services.ca import audit, keystore
+from services.ca.commit import Apply, GroupCommit, Work
 from services.ca.files import certificates_pem
-from services.ca.issue import prepare, random_serial
-from services.ca.keys import PublicKey, key_identifier
+from services.ca.issue import decide, random_serial
+from services.ca.keys import KeyType, PublicKey, key_identifier, key_type
 from services.ca.ledger import Ledger, Record, Reservation, Status, Token, serial_text, timestamp
 from services.ca.profile_file import INTERNAL, Offer
 from services.ca.profiles import Profile, Subject
@@ -48,8 +49,10 @@ from services.ca.states import (
     state_for,
 )
 from services.ca.subjects import certificate_names
-from services.ca.unsigned import assemble, draft
-from services.core.database import Conflict, Writer
+from services.ca.template import Template, Unsigned, assemble
+from services.core.database import Conflict, DriverConnection, Writer
+
+Result = TypeVar("Result")
 
 VIA = ("certificate", "token", "acme", "command")
 
@@ -148,6 +151,19 @@ Within = Callable[[Writer, str], None]
 done exactly if the serial is recorded. It may raise, and then nothing is recorded or signed."""
 
 
+Issuing = Generator[None, None, Issued]
+"""Issuing in steps (`Authority.issuing`)."""
+
+
+def finish(steps: Generator[None, None, Result]) -> Result:
+    """Run all steps, alone, and return what they return."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(Result, end.value)
+
+
 class Authority:
     """Issues and revokes over the ledger; made once a process, and safe in several at a time."""
 
@@ -169,6 +185,8 @@ class Authority:
             keystore.authority_id(issuer.certificate): issuer for issuer in authorities.all()
         }
         self.active_id = keystore.authority_id(authorities.active.certificate)
+        self.commits = GroupCommit(ledger)
+        self._templates: dict[tuple[str, str, KeyType], Template] = {}
         self._registered = False
 
     def register(self) -> None:
@@ -196,12 +214,46 @@ class Authority:
         cannot be granted as it is), Forbidden (not to this actor), SigningFailed, and Unavailable
         (the database); nothing was given out then.
         """
+        return finish(
+            self.issuing(
+                profile,
+                request,
+                actor,
+                lifetime=lifetime,
+                authority_id=authority_id,
+                within=within,
+                action=action,
+            )
+        )
+
+    def issuing(
+        self,
+        profile: str,
+        request: CertificateRequest,
+        actor: Actor,
+        *,
+        lifetime: timedelta | None = None,
+        authority_id: str | None = None,
+        within: Within | None = None,
+        action: str = "issue",
+    ) -> Issuing:
+        """`issue` in steps, between which it yields: before some of them a row waits to be written.
+
+        Who runs several at the same time, each to where it yields, has them written together.
+        """
         asked = {"profile": profile, "via": actor.via, "common_name": request.common_name}
-        with self._noted(actor, action, asked):
+        try:
             offer = self._offer(profile)
             if action == "issue":
                 _authorise(offer, request, actor)
-            return self._issue(offer, request, actor, lifetime, authority_id, within, action)
+            return (
+                yield from self._issue(
+                    offer, request, actor, lifetime, authority_id, within, action
+                )
+            )
+        except (Refused, Forbidden) as error:
+            self._note_refusal(actor, action, asked, error)
+            raise
 
     def _issue(
         self,
@@ -212,36 +264,72 @@ class Authority:
         issuer_id: str | None,
         within: Within | None,
         action: str,
-    ) -> Issued:
+    ) -> Issuing:
         if not self._registered:
             self.register()
         chosen = self.active_id if issuer_id is None else issuer_id
         issuer = self.issuers.get(chosen)
         if issuer is None:
             raise Refused("/issuer", f"there is no authority {shown(chosen)} here")
+        profile = offer.profile
         attempt = 1
         while True:
             now = self.clock()
-            serial = random_serial()
-            builder = prepare(
-                offer.profile, request, issuer, now=now, lifetime=lifetime, serial=serial
+            decision = decide(profile, request, issuer, now=now, lifetime=lifetime)
+            yield
+            unsigned = self._template(profile, chosen, key_type(request.public_key)).fill(
+                request, decision, random_serial()
             )
-            unsigned = draft(builder, issuer.public_keys[0])
-            reservation = _reservation(offer.profile, request, chosen, unsigned, actor, now)
+            reservation = _reservation(profile, request, chosen, unsigned, actor, now)
             try:
-                self._reserve(reservation, actor, within, action)
+                if within is None:
+                    yield from self._settled(
+                        self._intent(reservation, actor, action), self.commits.settle
+                    )
+                else:
+                    self._reserve(reservation, actor, within, action)
                 break
             except Conflict as conflict:
                 if conflict.constraint != "ca_certificate" or attempt == SERIAL_ATTEMPTS:
                     raise
                 attempt += 1
+        yield
         certificate = self._sign(issuer, unsigned, reservation, actor, action)
-        record = self._store(certificate, reservation, actor, action)
-        return Issued(chosen, serial, certificate, issuer.chain, record)
+        yield
+        record, done = self._done(certificate, reservation, actor, action)
+        yield from self._settled(done, self._store)
+        return Issued(chosen, unsigned.serial_number, certificate, issuer.chain, record)
 
-    def _reserve(
-        self, reservation: Reservation, actor: Actor, within: Within | None, action: str
-    ) -> None:
+    def _template(self, profile: Profile, issuer_id: str, kind: KeyType) -> Template:
+        name = (profile.name, issuer_id, kind)
+        found = self._templates.get(name)
+        if found is None:
+            found = self._templates[name] = Template(profile, self.issuers[issuer_id], kind)
+        return found
+
+    def _settled(self, apply: Apply, settle: Callable[[Work], None]) -> Generator[None, None, None]:
+        """Have a step written, together with those of others who wait at the same time."""
+        work = self.commits.add(apply)
+        try:
+            yield
+            settle(work)
+        except BaseException:  # it has failed, or whoever ran this has given up
+            self.commits.drop(work)
+            raise
+
+    def _store(self, work: Work) -> None:
+        self.commits.settle(work)
+
+    def _intent(self, reservation: Reservation, actor: Actor, action: str) -> Apply:
+        entry = self._intended(reservation, actor, action)
+
+        def apply(connection: DriverConnection) -> audit.Entry:
+            self.ledger.reserve(connection, [reservation])
+            return entry
+
+        return apply
+
+    def _intended(self, reservation: Reservation, actor: Actor, action: str) -> audit.Entry:
         detail = {
             "authority": reservation.authority_id,
             "names": [f"{kind}:{value}" for kind, value in reservation.names],
@@ -250,17 +338,19 @@ class Authority:
             "subject": reservation.subject,
             "via": actor.via,
         }
-        entry = self._entry(actor, action, "intent", detail)
+        return self._entry(actor, action, "intent", detail)
+
+    def _reserve(self, reservation: Reservation, actor: Actor, within: Within, action: str) -> None:
+        entry = self._intended(reservation, actor, action)
         with self.ledger.database.write() as writer:
             self.ledger.reserve(writer.connection, [reservation])
-            if within is not None:
-                within(writer, reservation.serial)
+            within(writer, reservation.serial)
             self.ledger.append(writer.connection, [entry])
 
     def _sign(
         self,
         issuer: Issuer,
-        unsigned: x509.Certificate,
+        unsigned: Unsigned,
         reservation: Reservation,
         actor: Actor,
         action: str,
@@ -279,21 +369,23 @@ class Authority:
             raise SigningFailed("what was signed is not what was recorded")
         return certificate
 
-    def _store(
+    def _done(
         self, certificate: x509.Certificate, reservation: Reservation, actor: Actor, action: str
-    ) -> Record:
+    ) -> tuple[Record, Apply]:
         der = certificate.public_bytes(Encoding.DER)
         fingerprint = hashlib.sha256(der).hexdigest()
         detail = {"fingerprint": fingerprint, "serial": reservation.serial}
         entry = self._entry(actor, action, "done", detail)
-        with self.ledger.database.write() as writer:
+
+        def apply(connection: DriverConnection) -> audit.Entry:
             stored = self.ledger.complete(
-                writer.connection, reservation.authority_id, reservation.serial, fingerprint, der
+                connection, reservation.authority_id, reservation.serial, fingerprint, der
             )
             if not stored:
                 raise SigningFailed("the certificate was revoked before it was stored")
-            self.ledger.append(writer.connection, [entry])
-        return reservation.issued(fingerprint)
+            return entry
+
+        return reservation.issued(fingerprint), apply
 
     def renew(
         self,
@@ -491,13 +583,18 @@ class Authority:
         """Note in the trail what is refused or forbidden inside, and let it go on."""
         try:
             yield
-        except Refused as refused:
-            why = {**asked, "field": refused.field, "reason": refused.reason}
+        except (Refused, Forbidden) as error:
+            self._note_refusal(actor, action, asked, error)
+            raise
+
+    def _note_refusal(
+        self, actor: Actor, action: str, asked: audit.Detail, error: Refused | Forbidden
+    ) -> None:
+        if isinstance(error, Refused):
+            why = {**asked, "field": error.field, "reason": error.reason}
             self.note(actor, action, "refused", why)
-            raise
-        except Forbidden as forbidden:
-            self.note(actor, action, "forbidden", {**asked, "reason": forbidden.reason})
-            raise
+        else:
+            self.note(actor, action, "forbidden", {**asked, "reason": error.reason})
 
     def _offer(self, profile: str) -> Offer:
         offer = self.offers.get(profile)
@@ -676,7 +773,7 @@ def _reservation(
     profile: Profile,
     request: CertificateRequest,
     issuer_id: str,
-    unsigned: x509.Certificate,
+    unsigned: Unsigned,
     actor: Actor,
     now: datetime,
 ) -> Reservation:
@@ -693,7 +790,7 @@ def _reservation(
             *(("ip", str(address)) for address in request.ip_addresses),
             *(("uri", uri) for uri in request.uris),
         ),
-        key_id=key_identifier(request.public_key).hex(),
+        key_id=unsigned.key_id.hex(),
         tbs_digest=hashlib.sha256(unsigned.tbs_certificate_bytes).hexdigest(),
         not_before=timestamp(unsigned.not_valid_before_utc),
         not_after=timestamp(unsigned.not_valid_after_utc),

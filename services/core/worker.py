@@ -1,4 +1,4 @@
-"""gunicorn's sync worker, writing each answer's head and body at once.
+"""gunicorn's sync worker, writing each answer's head and body at once; and one that groups commits.
 
 gunicorn writes them one after the other. A worker that ends in between has promised an answer that
 nobody can take back: NGINX has passed the head on. With one write there is either the answer or
@@ -6,10 +6,25 @@ nothing, and nothing is what the host's HAProxy asks again for. It also spares a
 NGINX one wake-up for each answer.
 """
 
+import contextlib
+import errno
+import gc
 import socket
+from collections import deque
+from collections.abc import Generator
+from datetime import datetime
 from typing import Any
 
-from gunicorn.workers.sync import SyncWorker
+from gunicorn import http, util
+from gunicorn.http import wsgi
+from gunicorn.workers.sync import StopWaiting, SyncWorker
+
+AT_ONCE = 32
+"""Requests that a `TurnsWorker` has under way. More than this many make a commit hardly cheaper for
+each, and the last one waits for all: some 15 ms."""
+
+GARBAGE_THRESHOLD = 10_000
+"""New objects that may be garbage before it is looked for: those of some 100 requests."""
 
 
 class OneWrite:
@@ -59,3 +74,163 @@ class Worker(SyncWorker):  # type: ignore[misc]  # gunicorn has no types
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve a connection."""
         super().handle(listener, OneWrite(client), addr)
+
+
+class Settings:
+    """gunicorn's settings, each looked up once: its own look-up takes some 20 calls a request."""
+
+    def __init__(self, settings: Any) -> None:
+        self._settings = settings
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._settings, name)
+        setattr(self, name, value)
+        return value
+
+
+class TurnsWorker(Worker):
+    """Serves what has come in together, stage by stage, so that it shares caches and commits.
+
+    All are read, then all are begun, then all are answered. An answer may have a method `advance`
+    (`services.ca.api.Pending`), which does one step of it and says whether it is ready: then each
+    does its first step, each its second, and so on. What a step leaves to be written to disk is
+    written with what the others left, by the first that goes on. And the processor does the same
+    thing many times over: with its caches warm, the code of a step takes half the time (measured:
+    from 580 to 385 us a certificate). A request that comes alone is served as by a sync worker.
+
+    All of it happens in one thread: a request that takes long keeps those that wait. So while
+    answers are made in steps, only requests of the same method and path are begun.
+    """
+
+    cfg: Any
+    alive: bool
+
+    def run(self) -> None:
+        """Serve until told to stop; what was begun is finished."""
+        timeout = self.timeout or 0.5
+        self.cfg = Settings(self.cfg)
+        # What was loaded lives as long as the process: looking through it again and again for
+        # garbage takes a tenth of the time (measured).
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE_THRESHOLD)
+        for listener in self.sockets:
+            listener.setblocking(False)
+        self._underway: deque[Generator[None, None, None]] = deque()
+        self._place = ("", "")
+        self._waiting = 0
+        while self.alive and self.is_parent_alive():
+            if self._begin():
+                self._finish()
+                continue
+            try:
+                self.wait(timeout)
+            except StopWaiting:
+                break
+
+    def _begin(self) -> bool:
+        """Accept what has come in, as far as there is room; whether there was anything."""
+        for listener in self.sockets:
+            while self.alive and len(self._underway) < AT_ONCE:
+                try:
+                    client, address = listener.accept()
+                except OSError as error:
+                    if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                        raise
+                    break
+                self._underway.append(self._serve(listener, OneWrite(client), address))
+        return bool(self._underway)
+
+    def _finish(self) -> None:
+        """Let each do its next step in turn until all are served."""
+        while self._underway:
+            self.notify()
+            for _ in range(len(self._underway)):
+                serving = self._underway.popleft()
+                if next(serving, self) is None:
+                    self._underway.append(serving)
+
+    def _serve(self, listener: Any, client: Any, address: Any) -> Generator[None, None, None]:
+        """Serve a connection; yields wherever others may have their turn."""
+        client.setblocking(True)
+        request = None
+        try:
+            request = next(http.get_parser(self.cfg, client, address))
+            yield
+            yield from self._answer(listener, request, client, address)
+        except (http.errors.NoMoreData, StopIteration) as error:
+            self.log.debug("Closing connection. %s", error)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                self.log.exception("Socket error processing request.")
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.handle_error(request, client, address, error)
+        finally:
+            _close(client)
+
+    def _answer(
+        self, listener: Any, request: Any, client: Any, address: Any
+    ) -> Generator[None, None, None]:
+        environ: dict[str, Any] = {}
+        response = None
+        try:
+            self.cfg.pre_request(self, request)
+            begun = datetime.now()
+            response, environ = wsgi.create(
+                request, client, address, listener.getsockname(), self.cfg
+            )
+            response.force_close()
+            self.nr += 1
+            if self.nr >= self.max_requests:
+                self.log.info("Autorestarting worker after current request.")
+                self.alive = False
+            place = (environ["REQUEST_METHOD"], environ["PATH_INFO"])
+            while self._waiting and place != self._place:
+                yield
+            body = self.wsgi(environ, response.start_response)
+            try:
+                advance = getattr(body, "advance", None)
+                if advance is not None:
+                    self._place = place
+                    self._waiting += 1
+                    try:
+                        yield
+                        while not advance():
+                            yield
+                    finally:
+                        self._waiting -= 1
+                    yield
+                if isinstance(body, environ["wsgi.file_wrapper"]):
+                    response.write_file(body)
+                else:
+                    for item in body:
+                        response.write(item)
+                response.close()
+            finally:
+                self.log.access(response, request, environ, datetime.now() - begun)
+                if hasattr(body, "close"):
+                    body.close()
+        except OSError:
+            raise
+        except Exception:
+            if response is None or not response.headers_sent:
+                raise
+            # the client has a part: only breaking off tells the truth
+            self.log.exception("Error handling request")
+        finally:
+            self.cfg.post_request(self, request, environ, response)
+
+
+def _close(client: Any) -> None:
+    """Close a connection; with unread data in it the other end would lose the answer's tail."""
+    try:
+        unread = client.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+    except OSError:
+        unread = b""
+    if unread:
+        util.close_graceful(client)
+        return
+    with contextlib.suppress(OSError):  # it is gone, and so is whoever asked
+        client.close()

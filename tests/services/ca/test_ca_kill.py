@@ -138,7 +138,7 @@ def running(database_url: str, tmp_path: Path) -> Iterator[Running]:
         "public_url = http://ca.example.com\n"
     )
     settings = (ROOT / "etc/gunicorn/ca.py").read_text().replace("/run/mooring", str(tmp_path))
-    settings = settings.replace("2 * (os.cpu_count() or 1)", str(WORKERS))
+    settings = settings.replace("max(2, os.cpu_count() or 1)", str(WORKERS))
     (tmp_path / "gunicorn.py").write_text(settings)
     with (tmp_path / "log").open("wb") as log:
         master = subprocess.Popen(

@@ -128,7 +128,7 @@ class Site:
         )
         settings = (ROOT / "etc" / "gunicorn" / "ca.py").read_text()
         settings = settings.replace("/run/mooring", str(run))
-        (etc / "gunicorn.py").write_text(settings.replace("2 * (os.cpu_count() or 1)", "1"))
+        (etc / "gunicorn.py").write_text(settings.replace("max(2, os.cpu_count() or 1)", "1"))
 
     def logs(self) -> str:
         return "".join(path.read_text() for path in (self.directory / "log").iterdir())
