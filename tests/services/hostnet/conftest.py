@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import hmac
 import http.client
@@ -21,15 +20,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
+from stand import Answer, inside, receive
 
 from services.ca.hierarchy import Hierarchy, create_hierarchy
 from services.hostnet.agent.haproxy import Controller, MetadataPath, NetworkPath
 from services.hostnet.agent.metadata_proxy import MetadataProxy
 
-Result = TypeVar("Result")
 DEADLINE = 15.0
 HOST = "host-a"
 HOST_KEY = hashlib.sha256(b"the key of host a").digest()
@@ -53,38 +52,6 @@ def sh(*command: str, text: str | None = None) -> str:
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
-
-
-def inside(namespace: str, work: Callable[[], Result]) -> Result:
-    """Runs it in a thread that has entered the namespace; a socket made there stays there."""
-    outcome: list[Result] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            with Path("/run/netns", namespace).open("rb") as handle:
-                assert ctypes.CDLL(None).setns(handle.fileno(), 0x40000000) == 0
-            outcome.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return outcome[0]
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        return self.body.decode()
 
 
 @dataclass
@@ -114,12 +81,6 @@ class Instance:
     def get(self, target: str = "/", *headers: str, method: str = "GET") -> Answer:
         lines = [f"{method} {target} HTTP/1.1", f"Host: {METADATA}", *headers, "", ""]
         return self.send("\r\n".join(lines).encode("latin-1"))
-
-
-def receive(connection: socket.socket, method: str = "GET") -> Answer:
-    response = http.client.HTTPResponse(connection, method=method)
-    response.begin()
-    return Answer(response.status, response.headers, response.read())
 
 
 @dataclass
