@@ -51,8 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--workers",
         type=count,
-        default=2 * (os.cpu_count() or 1),
-        help="gunicorn's workers (two a core, as etc/gunicorn/*.py have it)",
+        help="gunicorn's workers (as etc/gunicorn/*.py have it: two a core; ca one, two at least)",
     )
     parser.add_argument(
         "--connections",
@@ -62,11 +61,12 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="build/bench.json")
     arguments = parser.parse_args()
+    cores = os.cpu_count() or 1
     if arguments.part in ("all", "metadata"):
         results = bench_metadata.run(
             instances=arguments.instances,
             rounds=arguments.rounds,
-            workers=arguments.workers,
+            workers=arguments.workers or 2 * cores,
             connections=arguments.connections,
         )
         merge(arguments.output, results)
@@ -74,7 +74,7 @@ def main() -> None:
         results = bench_ca.run_ca(
             certificates=arguments.certificates,
             rounds=arguments.rounds,
-            workers=arguments.workers,
+            workers=arguments.workers or max(2, cores),
         )
         merge(arguments.output, results)
     print(f"\nwritten to {arguments.output}")
