@@ -28,9 +28,9 @@ backlog = 2048
 timeout = 30
 graceful_timeout = 30
 
-# NGINX in front limits target and headers (limits.conf: 12 kB each) and allows letters, `-` and `_` in
-# a method. gunicorn's own limits are wider, so that what is refused is refused by NGINX or by the
-# application: gunicorn's own errors are HTML.
+# NGINX in front limits target and headers (limits.conf: 12 kB each) and allows letters, `-` and `_`
+# in a method. gunicorn's own limits are wider, so that what is refused is refused by NGINX or by
+# the application: gunicorn's own errors are HTML.
 limit_request_line = 0
 limit_request_fields = 64
 limit_request_field_size = 12288
