@@ -187,3 +187,4 @@ def test_errors_are_text(one):
         assert answer.headers["Content-Type"] == "text/plain; charset=UTF-8", raw[:60]
         assert re.match(rf"{status} [A-Z].*\n\n", answer.text), raw[:60]
         assert (answer.headers["Allow"] == "GET, HEAD") == (status == 405), raw[:60]
+        assert len(answer.headers.get_all("X-Request-ID")) == 1, raw[:60]
