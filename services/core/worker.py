@@ -27,14 +27,25 @@ GARBAGE_THRESHOLD = 10_000
 """New objects that may be garbage before it is looked for: those of some 100 requests."""
 
 
+class Door:
+    """What is the same for all connections of a listener, and asked for with each request."""
+
+    def __init__(self, listener: Any) -> None:
+        name = listener.getsockname()
+        self.family = listener.FAMILY
+        self.getsockname = lambda: name
+
+
 class OneWrite:
     """A connection of one request: what is written first waits for the second write, or the end."""
 
-    __slots__ = ("_connection", "_held")
+    __slots__ = ("_connection", "_held", "family", "getsockname")
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, door: Door | None = None) -> None:
         self._connection = connection
         self._held: bytes | None = None
+        if door is not None:
+            self.family, self.getsockname = door.family, door.getsockname
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
@@ -71,9 +82,16 @@ class OneWrite:
 class Worker(SyncWorker):  # type: ignore[misc]  # gunicorn has no types
     """The sync worker with `OneWrite` in between; its connections serve one request each."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._doors: dict[Any, Door] = {}
+
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve a connection."""
-        super().handle(listener, OneWrite(client), addr)
+        door = self._doors.get(listener)
+        if door is None:
+            door = self._doors[listener] = Door(listener)
+        super().handle(listener, OneWrite(client, door), addr)
 
 
 class Settings:
