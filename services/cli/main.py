@@ -16,6 +16,10 @@ GROUPS = {
     "cert": ("services.cli.cert", "Certificates: request, renew, watch, list, show, revoke."),
     "config": ("services.cli.config", "Check configuration files before they are used."),
     "db": ("services.cli.db", "The database: bring its schema to this version."),
+    "doctor": (
+        "services.cli.doctor",
+        "Is this installation sound? What is wrong, and what to do about it.",
+    ),
     "instance": ("services.cli.instance", "Instances: what they are and may read."),
     "policy": ("services.cli.policy", "Who may do what."),
     "secret": ("services.cli.secret", "Master secrets of signatures and tokens."),
