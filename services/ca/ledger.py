@@ -456,6 +456,17 @@ class Ledger:
             ).all()
         return [_record(row) for row in rows]
 
+    def living_counts(self, now: datetime) -> dict[tuple[str, str], int]:
+        """How many certificates have not ended, by profile and state."""
+        table = _CERTIFICATE
+        query = (
+            select(table.c.profile, table.c.state, func.count())
+            .where(table.c.not_after >= timestamp(now))
+            .group_by(table.c.profile, table.c.state)
+        )
+        with self.database.read() as connection:
+            return {(profile, state): count for profile, state, count in connection.execute(query)}
+
     def living(self, authority_id: str, now: datetime) -> tuple[int, str]:
         """How many certificates of an authority are valid or held now, and the end of the last."""
         table = _CERTIFICATE

@@ -8,6 +8,7 @@ as it is valid.
     GET  /crl/ID.crl  /crl/ID.pem  /crl/ID-delta.crl  /crl/ID-delta.pem     ID may be `root`
     GET  /ca/ID.cer   /ca/root.cer  /ca/bundle.pem
     POST /ocsp        GET /ocsp/BASE64
+    GET  /metrics     on the socket itself only, not through NGINX
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from services.ca import keystore, ocsp
+from services.ca import keystore, metrics, ocsp
 from services.ca.authority import Actor, Authority
 from services.ca.crl import Revocation, crl_der, crl_pem
 from services.ca.keystore import Authorities, KeystoreError
@@ -121,6 +122,8 @@ class Public:
         path = environ.get("PATH_INFO", "")
         if path == "/ocsp" or path.startswith("/ocsp/"):
             return self._ocsp(environ, start_response, path)
+        if path == "/metrics":
+            return self._metrics(environ, start_response)
         document = self._find(path)
         if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             raise Failure(405, "This is only read.", headers=[_READ])
@@ -193,6 +196,24 @@ class Public:
         except Exception as error:  # a key in a token raises anything; the last list still holds
             self._failed[authority] = now
             LOG.error("publishing failed", authority=authority, reason=type(error).__name__)
+
+    def _metrics(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        # NGINX says whom it asks for (etc/nginx/proxy.conf), and who is asked for is outside
+        if environ.get("HTTP_X_FORWARDED_FOR"):
+            raise Failure(404, _NOT_FOUND)
+        method = environ.get("REQUEST_METHOD")
+        if method not in ("GET", "HEAD"):
+            raise Failure(405, "This is only read.", headers=[_READ])
+        body = metrics.render(self._publisher)
+        start_response(
+            "200 OK",
+            [
+                ("Content-Type", metrics.CONTENT_TYPE),
+                ("Content-Length", str(len(body))),
+                ("Cache-Control", "no-store"),
+            ],
+        )
+        return [] if method == "HEAD" else [body]
 
     # ---- OCSP --------------------------------------------------------------------------------
 

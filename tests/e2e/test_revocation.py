@@ -436,6 +436,13 @@ def test_lists_over_http_are_those_of_the_file_and_can_be_cached(house: House) -
     assert house.fetch("/nowhere")[0] == 404
 
 
+def test_metrics_are_read_on_the_socket_and_not_through_nginx(house: House) -> None:
+    """Also not by another spelling of the path, which NGINX does not know for the same."""
+    assert house.stand.ask_socket("ca-public.sock", "/metrics") == 200
+    for path in ("/metrics", "//metrics", "/metrics?a", "/%6detrics", "/x/../metrics", "/metrics/"):
+        assert house.fetch(path)[0] == 404
+
+
 def ocsp(house: House, name: str, *options: str) -> str:
     issuer = house.stand.directory / "issuer.crt"
     if not issuer.exists():

@@ -163,6 +163,77 @@ def serials(body: bytes) -> set[int]:
     return {each.serial_number for each in x509.load_der_x509_crl(body)}
 
 
+# ---- metrics ------------------------------------------------------------------------------------
+
+
+def measured(answer: Answer) -> dict[str, int]:
+    """The values by name and labels; every line is one of the text format."""
+    assert (answer.status, answer.headers["Content-Type"].split(";")[0]) == (200, "text/plain")
+    lines = answer.body.decode().splitlines()
+    kinds = {line.split()[2] for line in lines if line.startswith("# TYPE ")}
+    values = {}
+    for line in lines:
+        if line.startswith("# "):
+            continue
+        name, value = line.rsplit(" ", 1)
+        assert re.fullmatch(r'[a-z_]+(\{[a-z]+="[a-z0-9-]+"(,[a-z]+="[a-z0-9-]+")*\})?', name)
+        assert name.partition("{")[0] in kinds
+        assert name not in values
+        values[name] = int(value)
+    return values
+
+
+def test_metrics_tell_ends_states_and_what_was_decided(site):
+    """Every end that locks somebody out, what the lists lack, and counts from the ledger."""
+    leaf = site.issue()
+    site.issue("b.example.test")
+    site.publisher.run()
+    first = measured(site.get("/metrics"))
+    root, active = site.authorities.root, site.authorities.active.certificate
+    end, listed = "mooring_ca_authority_end_timestamp_seconds", "mooring_ca_list_severity"
+    assert first[f'{end}{{authority="root"}}'] == root.not_valid_after_utc.timestamp()
+    assert first[f'{end}{{authority="{site.id}"}}'] == active.not_valid_after_utc.timestamp()
+    ends = "mooring_ca_list_end_timestamp_seconds"
+    root_crl = x509.load_pem_x509_crl(site.authorities.root_crl_pem)
+    assert first[f'{ends}{{list="root"}}'] == int(root_crl.next_update_utc.timestamp())
+    expected = (site.now + CRL_LIFETIME).timestamp()
+    assert abs(first[f'{ends}{{list="{site.id}"}}'] - expected) < 600
+    assert first["mooring_ca_database_up"] == 1
+    assert first['mooring_ca_certificates{profile="server",state="issued"}'] == 2
+    assert (first[f'{listed}{{list="root"}}'], first[f'{listed}{{list="{site.id}"}}']) == (0, 0)
+
+    site.authority.on_change = lambda _authority: None
+    site.authority.revoke(site.id, leaf.serial_number, "superseded", ADMIN)
+    second = measured(site.get("/metrics"))
+    assert second[f'{listed}{{list="{site.id}"}}'] == 1
+    assert second['mooring_ca_certificates{profile="server",state="revoked"}'] == 1
+    assert second["mooring_ca_audit_entries_total"] > first["mooring_ca_audit_entries_total"]
+    site.now += timedelta(days=340)
+    third = measured(site.get("/metrics"))
+    assert third[f'{listed}{{list="root"}}'] == 1
+    assert 'mooring_ca_certificates{profile="server",state="issued"}' not in third
+
+
+def test_metrics_without_a_database_are_those_that_need_none(site, monkeypatch):
+    """The ends of certificates and of the root's list, and that the database is away."""
+
+    def away():
+        raise Unavailable("away")
+
+    monkeypatch.setattr(site.database, "read", away)
+    values = measured(site.get("/metrics"))
+    assert values["mooring_ca_database_up"] == 0
+    assert 'mooring_ca_list_end_timestamp_seconds{list="root"}' in values
+    assert "mooring_ca_audit_entries_total" not in values
+
+
+def test_metrics_are_for_the_inside_alone(quiet):
+    """What NGINX has been asked for says whom for, and is told that there is nothing."""
+    assert quiet.get("/metrics", HTTP_X_FORWARDED_FOR="192.0.2.1").status == 404
+    assert quiet.ask("POST", "/metrics").status == 405
+    assert quiet.ask("HEAD", "/metrics").body == b""
+
+
 # ---- lists --------------------------------------------------------------------------------------
 
 
