@@ -125,6 +125,12 @@ def test_the_ratios_are_of_the_same_round() -> None:
     assert results["ca.issue.p256.rate"] == 10
 
 
+def test_less_cpu_than_can_be_counted_is_one_step() -> None:
+    """A round too small for the kernel's clock gives a number, not a division by zero."""
+    turns = bench_ca.Turns([None], cpu=0.0, seconds=1.0)
+    assert turns.cpu_us == 1e6 / bench_ca.TICKS
+
+
 @pytest.mark.e2e
 def test_bench_ca_runs(tmp_path: Path) -> None:
     """A small run on real servers: no error, every number there and documented."""
