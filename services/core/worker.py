@@ -147,16 +147,21 @@ class TurnsWorker(Worker):
                 break
 
     def _begin(self) -> bool:
-        """Accept what has come in, as far as there is room; whether there was anything."""
-        for listener in self.sockets:
-            while self.alive and len(self._underway) < AT_ONCE:
-                try:
-                    client, address = listener.accept()
-                except OSError as error:
-                    if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
-                        raise
-                    break
-                self._underway.append(self._serve(listener, OneWrite(client), address))
+        """Accept what has come in, as far as there is room; whether there was anything.
+
+        One of each listener in turn: a storm at one door does not keep the others shut.
+        """
+        waiting = list(self.sockets)
+        while waiting and self.alive and len(self._underway) < AT_ONCE:
+            listener = waiting.pop(0)
+            try:
+                client, address = listener.accept()
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                    raise
+                continue
+            self._underway.append(self._serve(listener, OneWrite(client), address))
+            waiting.append(listener)
         return bool(self._underway)
 
     def _finish(self) -> None:

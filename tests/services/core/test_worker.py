@@ -1,12 +1,13 @@
 """The connection that writes an answer's head and body at once."""
 
+import errno
 import socket
 from collections import deque
 
 import pytest
 from gunicorn.config import Config
 
-from services.core.worker import OneWrite, Settings, TurnsWorker
+from services.core.worker import AT_ONCE, OneWrite, Settings, TurnsWorker
 
 
 @pytest.fixture
@@ -184,3 +185,30 @@ def test_settings_are_looked_up_once():
     asked = Asked()
     settings = Settings(asked)
     assert (settings.limit, settings.limit, asked.count) == (5, 5, 1)
+
+
+def test_a_storm_at_one_door_leaves_the_other_open():
+    """Listeners are accepted from in turn, so what comes in at the second is begun as well."""
+    config = Config()
+    config.set("errorlog", "-")
+
+    class Full(Listener):
+        """A listener with so many connections waiting."""
+
+        def __init__(self, waiting):
+            self.waiting = waiting
+
+        def accept(self):
+            if not self.waiting:
+                raise BlockingIOError(errno.EAGAIN, "nobody")
+            self.waiting -= 1
+            return object(), ""
+
+    doors = [Full(1000), Full(1)]
+    worker = TurnsWorker(1, 0, doors, None, 30, config, Quiet())
+    worker._underway = deque()
+    assert worker._begin()
+    assert doors[1].waiting == 0
+    assert len(worker._underway) == AT_ONCE
+    worker._underway.clear()
+    worker.tmp.close()
