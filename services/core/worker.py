@@ -8,7 +8,6 @@ NGINX one wake-up for each answer.
 
 import contextlib
 import errno
-import gc
 import socket
 from collections import deque
 from collections.abc import Generator
@@ -22,9 +21,6 @@ from gunicorn.workers.sync import StopWaiting, SyncWorker
 AT_ONCE = 32
 """Requests that a `TurnsWorker` has under way. More than this many make a commit hardly cheaper for
 each, and the last one waits for all: some 15 ms."""
-
-GARBAGE_THRESHOLD = 10_000
-"""New objects that may be garbage before it is looked for: those of some 100 requests."""
 
 
 class Door:
@@ -95,7 +91,7 @@ class Worker(SyncWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 class Settings:
-    """gunicorn's settings, each looked up once: its own look-up takes some 20 calls a request."""
+    """gunicorn's settings, each looked up once; its own way is a function each time."""
 
     def __init__(self, settings: Any) -> None:
         self._settings = settings
@@ -113,8 +109,9 @@ class TurnsWorker(Worker):
     (`services.ca.api.Pending`), which does one step of it and says whether it is ready: then each
     does its first step, each its second, and so on. What a step leaves to be written to disk is
     written with what the others left, by the first that goes on. And the processor does the same
-    thing many times over: with its caches warm, the code of a step takes half the time (measured:
-    from 580 to 385 us a certificate). A request that comes alone is served as by a sync worker.
+    thing many times over, with its caches warm. Measured with two workers: 64 certificates at once
+    take 470 us of CPU each in place of 1,200 one after the other, 16 at once 670 in place of 1,350.
+    One that comes alone gains nothing, and takes some 15 in a hundred more for the turns.
 
     All of it happens in one thread: a request that takes long keeps those that wait. So while
     answers are made in steps, only requests of the same method and path are begun.
@@ -127,11 +124,6 @@ class TurnsWorker(Worker):
         """Serve until told to stop; what was begun is finished."""
         timeout = self.timeout or 0.5
         self.cfg = Settings(self.cfg)
-        # What was loaded lives as long as the process: looking through it again and again for
-        # garbage takes a tenth of the time (measured).
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GARBAGE_THRESHOLD)
         for listener in self.sockets:
             listener.setblocking(False)
         self._underway: deque[Generator[None, None, None]] = deque()
