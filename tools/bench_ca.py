@@ -6,6 +6,7 @@ which keeps no record. What is compared is CPU, user and kernel, of whoever sign
 own, and not the time that passes: the machine is shared by all of them.
 """
 
+import abc
 import contextlib
 import gc
 import hashlib
@@ -229,7 +230,7 @@ class Turns:
         return len(self.certificates) / self.seconds
 
 
-class Side:
+class Side(abc.ABC):
     """One of those that are compared; `name` as in the results."""
 
     name = ""
@@ -240,6 +241,7 @@ class Side:
     def __enter__(self) -> "Side":
         return self
 
+    @abc.abstractmethod
     def __exit__(self, *_exc: object) -> None:
         """Leave nothing behind."""
 
@@ -247,17 +249,17 @@ class Side:
         """What is sent for a wish."""
         return wish.csr
 
+    @abc.abstractmethod
     def answer(self, sent: Sequence[bytes]) -> list[bytes]:
         """Have all of them made, and return what came back."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def cpu(self) -> float:
         """Seconds of CPU that it has taken so far."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, answer: bytes) -> x509.Certificate | None:
         """The certificate in an answer, None if there is none."""
-        raise NotImplementedError
 
     def turn(self, wished: Sequence[Wish], turns: Turns) -> None:
         """Make these certificates and add what it took."""
@@ -305,6 +307,9 @@ class Loop(Side):
             (x509.ExtendedKeyUsage(SERVER.extended_key_usage), False),
         ]
         self.behind = authority.issuer.pointers
+
+    def __exit__(self, *_exc: object) -> None:
+        """It has nothing outside this process."""
 
     def answer(self, sent: Sequence[bytes]) -> list[bytes]:
         return [self.make(csr) for csr in sent]
