@@ -5,6 +5,7 @@ Times are text in ISO 8601 with microseconds and ``Z``: they sort as they read, 
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Text,
     text,
 )
+from sqlalchemy.schema import SchemaItem
 
 METADATA = MetaData(
     naming_convention={
@@ -310,4 +312,245 @@ acme_secret = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("key", LargeBinary, nullable=False),
     CheckConstraint("id = 1", name="single"),
+)
+
+# ---- networks (services/hostnet) ----------------------------------------------------------------
+# Names are those of OpenStack Networking. Lists and objects are JSON in text. What says that it is
+# "'' for none" is part of a key, where a null would not be equal to another one.
+
+
+def _resource(name: str, *columns: SchemaItem) -> Table:
+    """A table of an API resource: what every one of them has, then its own."""
+    return Table(
+        name,
+        METADATA,
+        Column("id", String(36), primary_key=True),
+        Column("project_id", String(64), nullable=False),
+        Column("name", String(255), nullable=False),
+        Column("description", String(255), nullable=False),
+        Column("revision_number", Integer, nullable=False),
+        Column("created_at", String(27), nullable=False),
+        Column("updated_at", String(27), nullable=False),
+        *columns,
+        Index(None, "project_id"),
+        Index(None, "created_at", "id"),
+    )
+
+
+# A host that runs the agent, known by its certificate's CN. ``agent_id`` is its id in `openstack
+# network agent list`; ``tunnel_address`` is where the others send VXLAN to; ``bridge_mappings`` a
+# JSON object from physical network to interface.
+host = Table(
+    "host",
+    METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("agent_id", String(36), nullable=False),
+    Column("tunnel_address", String(45)),
+    Column("bridge_mappings", Text, nullable=False),
+    Column("configuration", Text, nullable=False),
+    Column("admin_state_up", Boolean, nullable=False),
+    Column("availability_zone", String(64), nullable=False),
+    Column("description", String(255), nullable=False),
+    Column("created_at", String(27), nullable=False),
+    Index(None, "agent_id", unique=True),
+    Index(None, "tunnel_address", unique=True),
+)
+
+# Heartbeats and reports, outside what is watched: no revision is raised for them. ``failures`` is a
+# JSON list of what the host could not program.
+host_status = Table(
+    "host_status",
+    METADATA,
+    Column("host", ForeignKey("host.name", ondelete="CASCADE"), primary_key=True),
+    Column("seen_at", String(27), nullable=False),
+    Column("started_at", String(27), nullable=False),
+    Column("token", String(80), nullable=False),
+    Column("failures", Text, nullable=False),
+)
+
+# Ports that a host says are wired.
+port_status = Table(
+    "port_status",
+    METADATA,
+    Column("port_id", ForeignKey("port.id", ondelete="CASCADE"), primary_key=True),
+    Column("host", String(63), primary_key=True),
+    Column("at", String(27), nullable=False),
+    Index(None, "host"),
+)
+
+network = _resource(
+    "network",
+    Column("admin_state_up", Boolean, nullable=False),
+    Column("shared", Boolean, nullable=False),
+    Column("external", Boolean, nullable=False),
+    Column("is_default", Boolean, nullable=False),
+    Column("mtu", Integer, nullable=False),
+    Column("network_type", String(16), nullable=False),
+    Column("physical_network", String(64)),
+    Column("segmentation_id", Integer),
+    Column("port_security_enabled", Boolean, nullable=False),
+    Column("dns_domain", String(255), nullable=False),
+    Column("availability_zone_hints", Text, nullable=False),
+)
+
+# Who has a segment: two networks that race for one meet the key. A flat network has its physical
+# network with the number 0, VXLAN '' for the physical network; local networks have no row.
+network_segment = Table(
+    "network_segment",
+    METADATA,
+    Column("network_type", String(16), primary_key=True),
+    Column("physical_network", String(64), primary_key=True),
+    Column("segmentation_id", Integer, primary_key=True, autoincrement=False),
+    Column("network_id", ForeignKey("network.id", ondelete="CASCADE"), nullable=False),
+    Index(None, "network_id", unique=True),
+)
+
+subnet = _resource(
+    "subnet",
+    Column("network_id", ForeignKey("network.id"), nullable=False),
+    Column("ip_version", Integer, nullable=False),
+    Column("cidr", String(64), nullable=False),
+    Column("gateway_ip", String(45)),
+    Column("enable_dhcp", Boolean, nullable=False),
+    Column("ipv6_ra_mode", String(16)),
+    Column("ipv6_address_mode", String(16)),
+    Column("dns_nameservers", Text, nullable=False),
+    Column("host_routes", Text, nullable=False),
+    Column("allocation_pools", Text, nullable=False),
+    Column("service_types", Text, nullable=False),
+    Column("dns_publish_fixed_ip", Boolean, nullable=False),
+    Column("subnetpool_id", String(36)),
+    Index(None, "network_id"),
+)
+
+# ``host`` is binding:host_id, ``next_host`` the host that it moves to.
+port = _resource(
+    "port",
+    Column("network_id", ForeignKey("network.id"), nullable=False),
+    Column("mac_address", String(17), nullable=False),
+    Column("admin_state_up", Boolean, nullable=False),
+    Column("device_id", String(255), nullable=False),
+    Column("device_owner", String(255), nullable=False),
+    Column("host", String(63)),
+    Column("next_host", String(63)),
+    Column("vnic_type", String(64), nullable=False),
+    Column("binding_profile", Text, nullable=False),
+    Column("port_security_enabled", Boolean, nullable=False),
+    Column("allowed_address_pairs", Text, nullable=False),
+    Column("extra_dhcp_opts", Text, nullable=False),
+    Column("dns_name", String(255), nullable=False),
+    Index(None, "network_id", "mac_address", unique=True),
+    Index(None, "device_id"),
+    Index(None, "host"),
+    Index(None, "next_host"),
+)
+
+# Two ports that race for an address meet the key.
+ip_allocation = Table(
+    "ip_allocation",
+    METADATA,
+    Column("network_id", ForeignKey("network.id"), primary_key=True),
+    Column("ip_address", String(45), primary_key=True),
+    Column("subnet_id", ForeignKey("subnet.id"), nullable=False),
+    Column("port_id", ForeignKey("port.id", ondelete="CASCADE"), nullable=False),
+    # the place in the port's fixed_ips
+    Column("ordinal", Integer, nullable=False),
+    Index(None, "subnet_id"),
+    Index(None, "port_id"),
+)
+
+security_group = _resource(
+    "security_group",
+    Column("stateful", Boolean, nullable=False),
+    # the project's group of this name is made by itself, and there is one
+    Column("is_default", Boolean, nullable=False),
+    Index(
+        "ix_security_group_default",
+        "project_id",
+        unique=True,
+        sqlite_where=text("is_default"),
+        postgresql_where=text("is_default"),
+    ),
+)
+
+security_group_rule = _resource(
+    "security_group_rule",
+    Column(
+        "security_group_id", ForeignKey("security_group.id", ondelete="CASCADE"), nullable=False
+    ),
+    Column("direction", String(8), nullable=False),
+    Column("ethertype", String(4), nullable=False),
+    Column("protocol", String(40)),
+    Column("port_range_min", Integer),
+    Column("port_range_max", Integer),
+    Column("remote_ip_prefix", String(64)),
+    Column("remote_group_id", ForeignKey("security_group.id", ondelete="CASCADE")),
+    Index(None, "security_group_id"),
+    Index(None, "remote_group_id"),
+)
+
+port_security_group = Table(
+    "port_security_group",
+    METADATA,
+    Column("port_id", ForeignKey("port.id", ondelete="CASCADE"), primary_key=True),
+    Column("security_group_id", ForeignKey("security_group.id"), primary_key=True),
+    Index(None, "security_group_id"),
+)
+
+# ``host`` is where the router runs.
+router = _resource(
+    "router",
+    Column("admin_state_up", Boolean, nullable=False),
+    Column("external_network_id", ForeignKey("network.id")),
+    Column("gateway_port_id", ForeignKey("port.id")),
+    Column("enable_snat", Boolean, nullable=False),
+    Column("routes", Text, nullable=False),
+    Column("host", String(63)),
+    Column("availability_zone_hints", Text, nullable=False),
+    Index(None, "external_network_id"),
+    Index(None, "host"),
+)
+
+# An interface or gateway of a router; its port's device_id is the router's id.
+router_port = Table(
+    "router_port",
+    METADATA,
+    Column("port_id", ForeignKey("port.id"), primary_key=True),
+    Column("router_id", ForeignKey("router.id"), nullable=False),
+    Index(None, "router_id"),
+)
+
+# Its address is held by ``floating_port_id``, a port of the external network.
+floating_ip = _resource(
+    "floating_ip",
+    Column("floating_network_id", ForeignKey("network.id"), nullable=False),
+    Column("floating_ip_address", String(45), nullable=False),
+    Column("floating_port_id", ForeignKey("port.id"), nullable=False),
+    Column("port_id", ForeignKey("port.id")),
+    Column("fixed_ip_address", String(45)),
+    Column("router_id", ForeignKey("router.id")),
+    Column("dns_name", String(255), nullable=False),
+    Column("dns_domain", String(255), nullable=False),
+    Index(None, "floating_network_id", "floating_ip_address", unique=True),
+    Index(None, "port_id", "fixed_ip_address", unique=True),
+    Index(None, "router_id"),
+)
+
+# Limits that an admin set for a project; the others have those of mooring.conf. -1 is none.
+quota = Table(
+    "quota",
+    METADATA,
+    Column("project_id", String(64), primary_key=True),
+    Column("resource", String(64), primary_key=True),
+    Column("limit", Integer, nullable=False),
+)
+
+# ``resource_type`` is the API's collection: networks, ports, ...
+resource_tag = Table(
+    "resource_tag",
+    METADATA,
+    Column("resource_type", String(32), primary_key=True),
+    Column("resource_id", String(36), primary_key=True),
+    Column("tag", String(255), primary_key=True),
+    Index(None, "resource_type", "tag"),
 )
