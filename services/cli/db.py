@@ -1,4 +1,4 @@
-"""`mooring db`: the database's schema."""
+"""`mooring db`: the database's schema, and its move to another engine."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ def _database_options(function: _F) -> _F:
 
 @click.group("db")
 def group() -> None:
-    """The database: bring its schema to this version.
+    """The database: bring its schema to this version, move it to another engine.
 
     \b
     Examples:
@@ -72,6 +72,45 @@ def check(config: str, database: str | None) -> None:
     if problem is not None:
         raise Failed(problem)
     click.echo("the database has this version's schema")
+
+
+@group.command(short_help="Copy a whole installation into another, empty database.")
+@click.option(
+    "--config",
+    envvar="MOORING_CONFIG",
+    show_envvar=True,
+    type=click.Path(dir_okay=False),
+    default="/etc/mooring/mooring.conf",
+    show_default=True,
+    help="mooring.conf whose [database] url is copied from.",
+)
+@click.option("--from", "source", metavar="URL", help="Copy from this database instead.")
+@click.option("--to", "target", metavar="URL", required=True, help="The database to copy into.")
+def copy(config: str, source: str | None, target: str) -> None:
+    """Copy a whole installation into another, empty database.
+
+    As when a SQLite installation moves to PostgreSQL. Stop the services first: what is written
+    during the copy is not in it. Nothing changes in the source; the target has all or nothing.
+    Then let [database] url name the target, and start the services.
+
+    \b
+    Examples:
+      mooring db copy --to postgresql://mooring@db.example/mooring
+      mooring db copy --from sqlite:////var/lib/mooring/mooring.db --to postgresql:///mooring
+    """
+    from services.core.transfer import NotCopied
+    from services.core.transfer import copy as copy_all
+
+    def told(table: str, rows: int) -> None:
+        if rows:
+            click.echo(f"{table}: {rows}")
+
+    with _explained():
+        try:
+            copy_all(source or _url(config), target, told)
+        except NotCopied as error:
+            raise Failed(str(error)) from None
+    click.echo("copied; set [database] url to the target and start the services")
 
 
 def _url(config: str) -> str:

@@ -15,7 +15,10 @@ GROUPS = {
     "ca": ("services.cli.ca", "The certificate authority: keys, ceremonies, rotation, audit."),
     "cert": ("services.cli.cert", "Certificates: request, renew, watch, list, show, revoke."),
     "config": ("services.cli.config", "Check configuration files before they are used."),
-    "db": ("services.cli.db", "The database: bring its schema to this version."),
+    "db": (
+        "services.cli.db",
+        "The database: bring its schema to this version, move it to another engine.",
+    ),
     "doctor": (
         "services.cli.doctor",
         "Is this installation sound? What is wrong, and what to do about it.",
