@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,6 +52,8 @@ SOCKET_SECONDS = 3.0
 PROCESS_SECONDS = 15.0
 # A worker notices that its master was killed and ends within milliseconds.
 GONE_SECONDS = 2.0
+# A master that is told ends its workers and itself at once.
+STOP_SECONDS = 5.0
 POLL_SECONDS = 0.02
 # HAProxy reads a command with its payload into one buffer (`tune.bufsize`, 16 KiB).
 COMMAND_BYTES = 12_000
@@ -128,13 +130,18 @@ class MetadataProxy:
         )
 
     def stop(self, run_dir: str | Path) -> None:
-        """Ends the process, if there is one, with its connections. Raises ProxyError."""
+        """Ends every process of this directory with its connections. Raises ProxyError.
+
+        Also one without a master or a pid file: found by its command line. What does not end in
+        time is killed, for a listener that survives would keep the address from its successor.
+        """
         run = Path(run_dir)
-        master = self._master(run)
-        if master is None:
-            return
-        os.kill(master, signal.SIGTERM)
-        _until(lambda: self._master(run) is None, "HAProxy does not end")
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            _signal(_processes(run), number)
+            with contextlib.suppress(ProxyError):
+                _until(lambda: not _processes(run), "HAProxy does not end", STOP_SECONDS)
+                return
+        raise ProxyError(f"HAProxy does not end: {sorted(_processes(run))}")
 
     def _do(self, run: Path, step: Plan) -> list[str]:
         done = []
@@ -182,13 +189,27 @@ class MetadataProxy:
             if _running(run) != config_digest(config):
                 return {}  # a step was interrupted: whose listeners these are cannot be told
             served = served_networks(config)
+        else:
+            self._clear(run)
         deadline = time.monotonic() + GONE_SECONDS
         taken = [network for network in networks if network.id not in served and _listens(network)]
         while taken and not served and time.monotonic() < deadline:
-            # perhaps the worker of a master that was killed, which is just ending
+            # a process that was killed loses its command line a moment before its sockets
             time.sleep(POLL_SECONDS)
             taken = [network for network in taken if _listens(network)]
         return {network.id: "something else listens there" for network in taken}
+
+    def _clear(self, run: Path) -> None:
+        """Ends what is left of a HAProxy whose master was killed or whose pid file was lost.
+
+        Its worker ends by itself; one that hangs would share the address with its successor, for
+        HAProxy binds with SO_REUSEPORT, and answer half of the requests from an old map.
+        """
+        with contextlib.suppress(ProxyError):
+            _until(lambda: not _processes(run), "the worker does not end", GONE_SECONDS)
+            return
+        _signal(_processes(run), signal.SIGKILL)
+        _until(lambda: not _processes(run), "a HAProxy without master does not end")
 
     def _limit_hops(self, namespace: str | None) -> None:
         """Loads the nft table, once for each namespace that there has been under this name."""
@@ -233,6 +254,26 @@ class MetadataProxy:
         except (OSError, ValueError):
             return None
         return master if str(run / CONFIG_FILE).encode() in arguments else None
+
+
+def _processes(run: Path) -> set[int]:
+    """Masters and workers of this directory, also those just starting; none that has ended."""
+    wanted = str(run / CONFIG_FILE).encode()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            # OSError: it has just ended; one that is not reaped yet has no command line
+            with contextlib.suppress(OSError):
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"-W" in arguments and wanted in arguments:
+                    found.add(int(entry.name))
+    return found
+
+
+def _signal(processes: Iterable[int], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _stamp(path: MetadataPath) -> str:
@@ -294,11 +335,11 @@ def _run(command: list[str], what: str, text: str = "") -> None:
         raise ProxyError(f"{what} failed: {said}")
 
 
-def _until(condition: Callable[[], bool], failure: str) -> None:
-    deadline = time.monotonic() + PROCESS_SECONDS
+def _until(condition: Callable[[], bool], failure: str, seconds: float = PROCESS_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise ProxyError(f"{failure} within {PROCESS_SECONDS:g} s")
+            raise ProxyError(f"{failure} within {seconds:g} s")
         time.sleep(POLL_SECONDS)
 
 

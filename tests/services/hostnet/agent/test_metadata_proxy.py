@@ -19,7 +19,7 @@ from services.hostnet.agent.haproxy import (
     MAX_TARGET_BYTES,
     NetworkPath,
 )
-from services.hostnet.agent.metadata_proxy import ProxyError, _listeners
+from services.hostnet.agent.metadata_proxy import ProxyError, _listeners, _processes
 
 pytestmark = pytest.mark.e2e
 
@@ -31,17 +31,32 @@ IDENTITIES = {
 
 
 @pytest.fixture(scope="module")
-def red(lab):
-    network = lab.network()
-    instance = lab.instance(network)
-    return NetworkPath(RED, network), instance
+def quiet(lab, tools):
+    """Gives a network's namespace and an instance in it, in which nothing listens.
+
+    They are shared by the tests until one leaves a listener: the next then gets new ones, so that
+    one failure stays one.
+    """
+    made = {}
+
+    def give(name):
+        if name not in made or tools.inside(made[name][0], _listeners):
+            network = lab.network()
+            made[name] = network, lab.instance(network)
+        network, instance = made[name]
+        return NetworkPath(name, network), instance
+
+    return give
 
 
-@pytest.fixture(scope="module")
-def blue(lab):
-    network = lab.network()
-    instance = lab.instance(network)
-    return NetworkPath(BLUE, network), instance
+@pytest.fixture
+def red(quiet):
+    return quiet(RED)
+
+
+@pytest.fixture
+def blue(quiet):
+    return quiet(BLUE)
 
 
 @pytest.fixture
@@ -565,6 +580,40 @@ def test_a_killed_process_is_started_again(edge, red, tools, who):
         tools.until(lambda p=process: not Path("/proc", p).exists(), "the process stays")
     assert edge.apply(IDENTITIES).steps == ("start",)
     assert red[1].get("/").text == "i-red"
+
+
+@pytest.mark.parametrize("lost", ["pid file", "master, and the worker hangs"])
+def test_what_a_lost_process_left_is_ended(edge, red, tools, lost):
+    """Also what no pid file names any more: no second HAProxy answers beside it from an old map."""
+    master = edge.pid()
+    (worker,) = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    if lost == "pid file":
+        Path(edge.path.run_dir, "haproxy.pid").unlink()
+    else:
+        os.kill(int(worker), signal.SIGSTOP)
+        os.kill(master, signal.SIGKILL)
+        tools.until(lambda: not Path(f"/proc/{master}/cmdline").read_bytes(), "the master stays")
+    assert edge.apply(IDENTITIES).steps == ("start",)
+    assert _processes(Path(edge.path.run_dir)).isdisjoint({master, int(worker)})
+    assert red[1].get("/").text == "i-red"
+
+
+@pytest.mark.parametrize("lost", ["nothing", "pid file", "master", "the will to end"])
+def test_stop_leaves_no_process_and_no_listener(edge, red, tools, lost):
+    """Whatever of the directory's HAProxy is still there."""
+    master = edge.pid()
+    (worker,) = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    if lost == "pid file":
+        Path(edge.path.run_dir, "haproxy.pid").unlink()
+    elif lost == "master":
+        os.kill(int(worker), signal.SIGSTOP)
+        os.kill(master, signal.SIGKILL)
+    elif lost == "the will to end":
+        for process in (master, int(worker)):
+            os.kill(process, signal.SIGSTOP)
+    edge.proxy.stop(edge.path.run_dir)
+    assert _processes(Path(edge.path.run_dir)) == set()
+    assert tools.inside(red[0].namespace, _listeners) == set()
 
 
 def test_a_stopped_process_does_not_hold_the_agent(edge, red, tools):
