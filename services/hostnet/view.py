@@ -306,6 +306,53 @@ class View:
                 for each in [item for item in table.values() if item.network_id == object_id]:
                     del table[each.id]
 
+    def apply(self, changes: Iterable[Mapping[str, Any]]) -> None:
+        """Apply the ``changes`` of one answer, in their order, then `prune`.
+
+        Raises ValueError, and has changed nothing then, if one of them does not fit. What is of an
+        unknown kind is passed over (a newer controller).
+        """
+        checked: list[tuple[str, str, Object | None]] = []
+        for index, change in enumerate(changes):
+            where = f"changes[{index}]"
+            kind, operation = str(change.get("kind")), change.get("op")
+            if kind not in KINDS:
+                continue
+            object_id = _id(change.get("id"), f"{where}.id")
+            if operation == "put":
+                item = from_json(kind, change.get("object") or {})
+                if item.id != object_id:
+                    raise _wrong(f"{where}.id", "is not the object's")
+                checked.append((kind, object_id, item))
+            elif operation == "delete":
+                checked.append((kind, object_id, None))
+            else:
+                raise _wrong(f"{where}.op", f"{operation!r:.80} is neither put nor delete")
+        for kind, object_id, item in checked:
+            if item is None:
+                self.delete(kind, object_id)
+            else:
+                self.put(item)
+        self.prune()
+
+    def prune(self) -> None:
+        """Forget security groups that no local port is in, and members that no rule refers to.
+
+        The controllers send what a host comes to need and leave it to the host to know what it
+        needs no more: they keep no account of what each host was told.
+        """
+        used = {group for port in self.ports.values() for group in port.security_groups}
+        for group in self.security_groups.keys() - used:
+            del self.security_groups[group]
+        named = {
+            rule.remote_group
+            for group in self.security_groups.values()
+            for rule in group.rules
+            if rule.remote_group is not None
+        }
+        for group in self.group_members.keys() - named:
+            del self.group_members[group]
+
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
         """Lists by kind, each sorted by id: equal views give equal JSON."""
         return {

@@ -118,3 +118,46 @@ def test_a_view_is_its_objects() -> None:
     assert not view.networks
     assert not view.endpoints
     assert set(view.security_groups) == {GROUP}
+
+
+def test_changes_apply_in_order_and_leave_nothing_unused() -> None:
+    """A host keeps the groups of its ports and the members that their rules name, nothing else."""
+    view = View()
+    rule = {**DOCUMENTS["security_group"]["rules"][0], "remote_cidr": None, "remote_group": OTHER}
+    used = {**DOCUMENTS["security_group"], "rules": [rule]}
+    puts = [
+        ("network", DOCUMENTS["network"]),
+        ("port", DOCUMENTS["port"]),
+        ("security_group", used),
+        ("group_members", {"id": OTHER, "addresses": []}),
+        ("group_members", {"id": GROUP, "addresses": []}),
+        ("of_the_future", {"id": "?"}),
+    ]
+    view.apply([{"kind": k, "id": o["id"], "op": "put", "object": o} for k, o in puts])
+    assert set(view.security_groups) == {GROUP}
+    assert set(view.group_members) == {OTHER}
+    view.apply([{"kind": "port", "id": PORT, "op": "delete"}])
+    assert not view.security_groups
+    assert not view.group_members
+    assert set(view.networks) == {NET}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"kind": "port", "id": "x", "op": "delete"}, r"changes\[1\].id"),
+        ({"kind": "port", "id": PORT, "op": "drop"}, r"changes\[1\].op"),
+        ({"kind": "port", "id": PORT, "op": "put"}, r"port.id"),
+        (
+            {"kind": "port", "id": OTHER, "op": "put", "object": DOCUMENTS["port"]},
+            r"changes\[1\].id",
+        ),
+    ],
+)
+def test_a_bad_change_changes_nothing(change: dict[str, Any], field: str) -> None:
+    """An answer is applied whole or not at all."""
+    view = View()
+    view.put(from_json("network", DOCUMENTS["network"]))
+    with pytest.raises(ValueError, match=rf"^{field}"):
+        view.apply([{"kind": "network", "id": NET, "op": "delete"}, change])
+    assert set(view.networks) == {NET}
