@@ -136,10 +136,11 @@ class MetadataProxy:
         time is killed, for a listener that survives would keep the address from its successor.
         """
         run = Path(run_dir)
+        left = _processes(run)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            _signal(_processes(run), number)
+            _signal(left, number)
             with contextlib.suppress(ProxyError):
-                _until(lambda: not _processes(run), "HAProxy does not end", STOP_SECONDS)
+                _until(lambda: _gone(run, left), "HAProxy does not end", STOP_SECONDS)
                 return
         raise ProxyError(f"HAProxy does not end: {sorted(_processes(run))}")
 
@@ -191,12 +192,7 @@ class MetadataProxy:
             served = served_networks(config)
         else:
             self._clear(run)
-        deadline = time.monotonic() + GONE_SECONDS
         taken = [network for network in networks if network.id not in served and _listens(network)]
-        while taken and not served and time.monotonic() < deadline:
-            # a process that was killed loses its command line a moment before its sockets
-            time.sleep(POLL_SECONDS)
-            taken = [network for network in taken if _listens(network)]
         return {network.id: "something else listens there" for network in taken}
 
     def _clear(self, run: Path) -> None:
@@ -205,11 +201,12 @@ class MetadataProxy:
         Its worker ends by itself; one that hangs would share the address with its successor, for
         HAProxy binds with SO_REUSEPORT, and answer half of the requests from an old map.
         """
+        left = _processes(run)
         with contextlib.suppress(ProxyError):
-            _until(lambda: not _processes(run), "the worker does not end", GONE_SECONDS)
+            _until(lambda: _gone(run, left), "the worker does not end", GONE_SECONDS)
             return
-        _signal(_processes(run), signal.SIGKILL)
-        _until(lambda: not _processes(run), "a HAProxy without master does not end")
+        _signal(left, signal.SIGKILL)
+        _until(lambda: _gone(run, left), "a HAProxy without master does not end")
 
     def _limit_hops(self, namespace: str | None) -> None:
         """Loads the nft table, once for each namespace that there has been under this name."""
@@ -268,6 +265,24 @@ def _processes(run: Path) -> set[int]:
                 if b"-W" in arguments and wanted in arguments:
                     found.add(int(entry.name))
     return found
+
+
+def _gone(run: Path, left: set[int]) -> bool:
+    """Whether these have ended, sockets and all, and no other is there; adds the others to them.
+
+    A process that ends loses its command line before its sockets.
+    """
+    left |= _processes(run)
+    return all(_ended(process) for process in left)
+
+
+def _ended(process: int) -> bool:
+    """Whether every thread has: the first may be gone while another still holds the sockets."""
+    try:
+        threads = [path.read_bytes() for path in Path(f"/proc/{process}/task").glob("*/stat")]
+    except OSError:
+        return not Path(f"/proc/{process}/task").exists()
+    return all(text.rpartition(b")")[2].split()[0] in (b"Z", b"X") for text in threads)
 
 
 def _signal(processes: Iterable[int], number: signal.Signals) -> None:
