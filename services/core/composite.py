@@ -57,9 +57,23 @@ class ByListener:
     def __init__(self, apps: dict[str, WSGIApplication], default: WSGIApplication) -> None:
         self.apps = apps
         self.default = default
+        self._by_path: dict[str, WSGIApplication] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return self.apps.get(listener_name(environ), self.default)(environ, start_response)
+        try:
+            app = self._by_path[environ["gunicorn.socket"].getsockname()]
+        except (LookupError, OSError):
+            app = self._find(environ)
+        return app(environ, start_response)
+
+    def _find(self, environ: WSGIEnvironment) -> WSGIApplication:
+        name = listener_name(environ)
+        app = self.apps.get(name, self.default)
+        path = environ["gunicorn.socket"].getsockname() if name else None
+        # As many as there are listeners; a TCP connection's name is one of many addresses of ours.
+        if isinstance(path, str):
+            self._by_path[path] = app
+        return app
 
 
 def listener_name(environ: WSGIEnvironment) -> str:

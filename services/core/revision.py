@@ -45,13 +45,29 @@ NOTHING = Changes(False, frozenset())
 EVERYTHING = Changes(True, frozenset())
 
 
+_forks = 0
+# How often this process is the child of a fork: neither a connection nor a thread survives one. A
+# number, because asking for the process id is a system call.
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class RevisionWatch:
-    """Tells a reader what changed since it last asked; one per process and reader."""
+    """Tells a reader what changed since it last asked; one per process and reader.
+
+    Its methods are called by one thread at a time.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._hint: _SQLiteHint | _PostgreSQLHint | None = None
-        self._pid = 0
+        self._fork = _forks
         self._mark: object = None
         self._known: tuple[str, int] | None = None
 
@@ -60,10 +76,10 @@ class RevisionWatch:
 
         The first call says EVERYTHING: whatever was read before it may be out of date.
         """
-        if self._hint is None or self._pid != os.getpid():
+        if self._hint is None or self._fork != _forks:
             path = self._database.sqlite_path
             self._hint = _PostgreSQLHint(self._database) if path is None else _SQLiteHint(path)
-            self._pid = os.getpid()
+            self._fork = _forks
             self._mark = self._known = None
         mark = self._hint.mark()
         if mark == self._mark and self._known is not None:
@@ -83,6 +99,14 @@ class RevisionWatch:
         self._mark = mark
         return changes
 
+    def unchanged(self) -> bool:
+        """Whether `poll` would say NOTHING, if that is certain without asking the database.
+
+        False says nothing. True holds as `poll` would: the database was there moments ago.
+        """
+        hint = self._hint
+        return hint is not None and self._fork == _forks and hint.certain(self._mark)
+
     def _between(self, connection: Connection, old: int, new: int) -> Changes:
         change = schema.change
         first_kept = connection.execute(
@@ -99,10 +123,9 @@ class RevisionWatch:
 
     def close(self) -> None:
         """Let go of the connection or the thread."""
-        if self._hint is not None and self._pid == os.getpid():
+        if self._hint is not None and self._fork == _forks:
             self._hint.close()
         self._hint = None
-        self._pid = 0
 
 
 FILE_SECONDS = 0.05
@@ -147,46 +170,54 @@ class _SQLiteHint:
         self._head = b""
         self._mark: object = None
         self._sure_until = 0.0
-        self._lock = threading.Lock()
 
     def mark(self) -> object:
-        with self._lock:
-            head = b"" if self._index is None else self._index[:WAL_INDEX_HEAD]
-            clock = time.monotonic()
-            if head and head == self._head and clock < self._sure_until:
-                return self._mark
-            now = inode(self._name)
-            if now == 0:
-                self._sure_until = 0.0
-                raise Unavailable("the database file is not there")
-            self._sure_until = clock + FILE_SECONDS
-            if head and head == self._head and now == self._inode:
-                return self._mark
-            opened = False
-            try:
-                if self._connection is None or now != self._inode:
-                    self.close()
-                    self._connection = sqlite3.connect(
-                        f"file:{quote(str(self._path))}?mode=rw",
-                        uri=True,
-                        isolation_level=None,
-                        check_same_thread=False,
-                    )
-                    self._inode = now
-                    self._opened += 1
-                    opened = True
-                version = self._connection.execute("PRAGMA data_version").fetchone()[0]
-                if opened:
-                    # There once the database has been read, and while our connection is open.
-                    self._index = _wal_index(self._path)
-            except sqlite3.Error as error:
-                self.close()
-                raise Unavailable(type(error).__name__) from error
-            # The head was read before the version: what came between is seen at the next look.
-            self._head = head
-            # data_version is comparable within one connection only
-            self._mark = (self._opened, version)
+        head = b"" if self._index is None else self._index[:WAL_INDEX_HEAD]
+        clock = time.monotonic()
+        if head and head == self._head and clock < self._sure_until:
             return self._mark
+        now = inode(self._name)
+        if now == 0:
+            self._sure_until = 0.0
+            raise Unavailable("the database file is not there")
+        self._sure_until = clock + FILE_SECONDS
+        if head and head == self._head and now == self._inode:
+            return self._mark
+        opened = False
+        try:
+            if self._connection is None or now != self._inode:
+                self.close()
+                self._connection = sqlite3.connect(
+                    f"file:{quote(str(self._path))}?mode=rw",
+                    uri=True,
+                    isolation_level=None,
+                    check_same_thread=False,
+                )
+                self._inode = now
+                self._opened += 1
+                opened = True
+            version = self._connection.execute("PRAGMA data_version").fetchone()[0]
+            if opened:
+                # There once the database has been read, and while our connection is open.
+                self._index = _wal_index(self._path)
+        except sqlite3.Error as error:
+            self.close()
+            raise Unavailable(type(error).__name__) from error
+        # The head was read before the version: what came between is seen at the next look.
+        self._head = head
+        # data_version is comparable within one connection only
+        self._mark = (self._opened, version)
+        return self._mark
+
+    def certain(self, mark: object) -> bool:
+        """Whether ``mark`` is what ``mark()`` would return, without a system call."""
+        index = self._index
+        return (
+            index is not None
+            and mark == self._mark
+            and index[:WAL_INDEX_HEAD] == self._head
+            and time.monotonic() < self._sure_until
+        )
 
     def close(self) -> None:
         self._index, self._head = None, b""
@@ -212,6 +243,10 @@ class _PostgreSQLHint:
         if self._latest is None or time.monotonic() - self._heard > SILENCE_SECONDS:
             raise Unavailable("the database has not been heard of")
         return self._latest
+
+    def certain(self, mark: object) -> bool:
+        """Whether ``mark`` is the latest, and the server has been heard of."""
+        return mark == self._latest and time.monotonic() - self._heard <= SILENCE_SECONDS
 
     def close(self) -> None:
         self._ended.set()

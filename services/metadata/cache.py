@@ -105,7 +105,11 @@ class Cache:
     def find(self, instance_id: str) -> Known | None:
         """Return the instance as it is now; None if there is none. Raises Unavailable."""
         with self._lock:
-            away = self._look()
+            if self._watch.unchanged():
+                away = None
+                self._fresh = self._clock()
+            else:
+                away = self._look()
             known = self._known.get(instance_id)
             if known is not None:
                 if away is not None and self._clock() - self._fresh > self._stale_limit:

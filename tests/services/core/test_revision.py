@@ -1,5 +1,7 @@
 """What a reader is told of changes, on both engines."""
 
+import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -56,6 +58,65 @@ def test_a_change_is_named_once(database: Database, watch: RevisionWatch) -> Non
     watch.poll()
     change(database, "a", "b")
     assert next_change(watch).objects == {("instance", "a"), ("instance", "b")}
+    assert watch.poll() == NOTHING
+
+
+def certain(watch: RevisionWatch) -> bool:
+    """Whether two polls and a moment are enough for the watch to be certain without asking."""
+    deadline = time.monotonic() + 2 * revision.POLL_SECONDS
+    while time.monotonic() < deadline:
+        if watch.poll() == NOTHING and watch.unchanged():
+            return True
+    return False
+
+
+def test_certainty_ends_with_a_change(database: Database, watch: RevisionWatch) -> None:
+    """Nobody is certain before the first look, nor after a change until it has been told."""
+    assert not watch.unchanged()
+    watch.poll()
+    assert certain(watch)
+    change(database, "a")
+    deadline = time.monotonic() + 2 * revision.POLL_SECONDS
+    while watch.unchanged() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not watch.unchanged()
+    assert not watch.unchanged()
+    assert watch.poll().objects == {("instance", "a")}
+    assert certain(watch)
+
+
+def test_a_change_that_could_not_be_read_is_not_forgotten(
+    database: Database, watch: RevisionWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that noticed a change and failed to read it leaves no certainty behind."""
+    watch.poll()
+    assert certain(watch)
+    change(database, "a")
+    failures = []
+
+    def fail() -> None:
+        failures.append(1)
+        raise Unavailable("injected")
+
+    deadline = time.monotonic() + 2 * revision.POLL_SECONDS
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "read", fail)
+        while not failures and time.monotonic() < deadline:
+            with contextlib.suppress(Unavailable):
+                watch.poll()
+        assert failures
+        assert not watch.unchanged()
+    assert watch.poll().objects == {("instance", "a")}
+
+
+def test_certainty_does_not_survive_a_fork(database: Database, watch: RevisionWatch) -> None:
+    """A child has neither the connection nor the thread: it looks anew."""
+    watch.poll()
+    assert certain(watch)
+    child = os.fork()
+    if child == 0:
+        os._exit(watch.unchanged())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert watch.poll() == NOTHING
 
 

@@ -23,6 +23,10 @@ class ScriptedWatch:
     def __init__(self) -> None:
         self.says: Changes | Unavailable = NOTHING
 
+    def unchanged(self) -> bool:
+        """Never certain: each look is a poll."""
+        return False
+
     def poll(self) -> Changes:
         if isinstance(self.says, Unavailable):
             raise self.says
