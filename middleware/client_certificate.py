@@ -22,8 +22,8 @@ from services.core.errors import Failure
 from services.core.headers import environ_key
 from services.core.identity import ClientIdentity
 
-_VERIFY = environ_key("X-Ssl-Client-Verify")
-_CERTIFICATE = environ_key("X-Ssl-Client-Cert")
+VERIFY = environ_key("X-Ssl-Client-Verify")
+CERTIFICATE = environ_key("X-Ssl-Client-Cert")
 
 # A leaf with an RSA-4096 key takes about 3 KB when URL-encoded; gunicorn's own limit is the same.
 MAX_HEADER_CHARACTERS = 8190
@@ -90,8 +90,8 @@ class ClientCertificate:
         self.clock = clock
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        outcome = environ.pop(_VERIFY, None)
-        header = environ.pop(_CERTIFICATE, None)
+        outcome = environ.pop(VERIFY, None)
+        header = environ.pop(CERTIFICATE, None)
         verified = read_certificate(header) if outcome == "SUCCESS" and header else None
         if verified and verified.not_before <= self.clock() <= verified.not_after:
             environ["mooring.client"] = verified.identity

@@ -21,7 +21,7 @@ _MAX_LENGTH = MAX_ENTRIES * 47
 # Header values remembered, about 300 bytes each: one for each client address on the hot path.
 _REMEMBERED = 8192
 
-_HEADER = environ_key("X-Forwarded-For")
+HEADER = environ_key("X-Forwarded-For")
 _DELETED = tuple(
     environ_key(name)
     for name in (
@@ -36,6 +36,7 @@ _DELETED = tuple(
 )
 
 
+@lru_cache(_REMEMBERED)
 def parse_address(text: str) -> str:
     """IP text normalised; IPv4-mapped IPv6 becomes IPv4. Raises ValueError, also for a zone id.
 
@@ -70,7 +71,7 @@ class Forwarded:
         self.required = required
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        value = environ.pop(_HEADER, None)
+        value = environ.pop(HEADER, None)
         for key in _DELETED:
             if key in environ:
                 del environ[key]

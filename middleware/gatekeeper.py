@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from middleware.shortcut import short_way
 from services.core.headers import INSIDE_ONLY_KEYS
 
 # Distinct peer addresses remembered; behind a proxy there is a handful, so this only bounds memory
@@ -86,7 +87,7 @@ class Gatekeeper:
 
 def filter_factory(
     _global_conf: dict[str, str], *, trusted: str = "unix"
-) -> Callable[[WSGIApplication], Gatekeeper]:
+) -> Callable[[WSGIApplication], WSGIApplication]:
     """Builds the filter; `trusted` lists networks, addresses and the word `unix`."""
     trust_unix, networks = parse_trusted(trusted)
-    return lambda app: Gatekeeper(app, trust_unix, networks)
+    return lambda app: short_way(Gatekeeper(app, trust_unix, networks))

@@ -24,34 +24,34 @@ from services.core.signature import (
     request_target,
 )
 
-_INSTANCE, _PROJECT = environ_key("X-Instance-ID"), environ_key("X-Tenant-ID")
+INSTANCE, PROJECT = environ_key("X-Instance-ID"), environ_key("X-Tenant-ID")
 _SIGNATURE_1 = environ_key("X-Instance-ID-Signature")
-_NETWORK, _TIME = environ_key("X-Mooring-Network"), environ_key("X-Mooring-Time")
-_SIGNATURE_2 = environ_key("X-Mooring-Signature")
+NETWORK, TIME = environ_key("X-Mooring-Network"), environ_key("X-Mooring-Time")
+SIGNATURE_2 = environ_key("X-Mooring-Signature")
 _NAMES = {
-    _INSTANCE: "X-Instance-ID",
-    _PROJECT: "X-Tenant-ID",
+    INSTANCE: "X-Instance-ID",
+    PROJECT: "X-Tenant-ID",
     _SIGNATURE_1: "X-Instance-ID-Signature",
-    _NETWORK: "X-Mooring-Network",
-    _TIME: "X-Mooring-Time",
-    _SIGNATURE_2: "X-Mooring-Signature",
+    NETWORK: "X-Mooring-Network",
+    TIME: "X-Mooring-Time",
+    SIGNATURE_2: "X-Mooring-Signature",
 }
 # WSGI joins duplicates with a comma, which no identifier may hold.
 _identifier = re.compile(r"[0-9A-Za-z][0-9A-Za-z._:-]{0,127}", re.ASCII).fullmatch
 _hex_digest = re.compile(r"[0-9a-f]{64}", re.ASCII).fullmatch
-_seconds = re.compile(r"[0-9]{1,12}", re.ASCII).fullmatch
+SECONDS = re.compile(r"[0-9]{1,12}", re.ASCII).fullmatch
 # Hosts whose derived keys are remembered (three keys of 32 bytes): twice the largest cell.
 _REMEMBERED_HOSTS = 4096
 # Claims remembered, under 1 KB each: one for each instance on the hot path.
-_REMEMBERED_CLAIMS = 8192
+REMEMBERED_CLAIMS = 8192
 
 
-@lru_cache(_REMEMBERED_CLAIMS)
-def _claim(
+@lru_cache(REMEMBERED_CLAIMS)
+def claim_v2(
     instance: str, project: str, address: str | None, network: str, host: str | None
 ) -> InstanceClaim:
     """The claim of well-formed identifiers; raises Failure (which is not remembered) for others."""
-    _check_identifiers((_INSTANCE, instance), (_PROJECT, project), (_NETWORK, network))
+    _check_identifiers((INSTANCE, instance), (PROJECT, project), (NETWORK, network))
     return InstanceClaim(instance, project, address, network, host, 2)
 
 
@@ -80,7 +80,7 @@ class InstanceSignature:
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        version_2 = bool(self.masters) and (_SIGNATURE_2 in environ or not self.nova_secrets)
+        version_2 = bool(self.masters) and (SIGNATURE_2 in environ or not self.nova_secrets)
         if version_2:
             claim = self.version_2(environ)
             environ.pop(_SIGNATURE_1, None)
@@ -93,10 +93,10 @@ class InstanceSignature:
 
     def version_1(self, environ: WSGIEnvironment) -> InstanceClaim:
         """Nova's: order and texts of the refusals are those of its metadata handler."""
-        instance = _required(environ, _INSTANCE)
+        instance = _required(environ, INSTANCE)
         signature = _required(environ, _SIGNATURE_1)
-        project = _required(environ, _PROJECT)
-        _check_identifiers((_INSTANCE, instance), (_PROJECT, project))
+        project = _required(environ, PROJECT)
+        _check_identifiers((INSTANCE, instance), (PROJECT, project))
         client: ClientIdentity | None = environ.get("mooring.client")
         host = client.host if client else None
         right = matches(self.nova_secrets, instance.encode("ascii"), signature)
@@ -109,18 +109,18 @@ class InstanceSignature:
         """Ours: only with a host's certificate, under that host's key, and only for a while."""
         take = environ.pop
         try:
-            instance = take(_INSTANCE)
-            signature = take(_SIGNATURE_2)
-            project = take(_PROJECT)
-            network = take(_NETWORK)
-            when = take(_TIME)
+            instance = take(INSTANCE)
+            signature = take(SIGNATURE_2)
+            project = take(PROJECT)
+            network = take(NETWORK)
+            when = take(TIME)
         except KeyError as error:
             raise _missing(error.args[0]) from None
         client: ClientIdentity | None = environ.get("mooring.client")
         host = client.host if client else None
         address = environ.get("mooring.client_address")
-        claim = _claim(instance, project, address, network, host)
-        if not host or not address or not _seconds(when):
+        claim = claim_v2(instance, project, address, network, host)
+        if not host or not address or not SECONDS(when):
             raise _refused()
         try:
             message = message_v2(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 # NGINX writes 32 hexadecimal digits, a UUID has four dashes between them.
-_ACCEPTED = re.compile(r"req-[0-9a-f-]{32,36}", re.ASCII).fullmatch
+ACCEPTED = re.compile(r"req-[0-9a-f-]{32,36}", re.ASCII).fullmatch
 
 
 class RequestId:
@@ -25,7 +25,7 @@ class RequestId:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request_id = environ.get("HTTP_X_REQUEST_ID", "")
-        if _ACCEPTED(request_id):
+        if ACCEPTED(request_id):
             if self.proxy_answers:
                 environ["mooring.request_id"] = request_id
                 return self.app(environ, start_response)

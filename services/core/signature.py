@@ -7,9 +7,11 @@ that is derived for the host, so what one host leaks is of use for that host's i
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 from wsgiref.types import WSGIEnvironment
 
@@ -19,6 +21,9 @@ SECRET_FILES = ("current", "next", "previous")
 _HOST_KEY_LABEL = b"mooring host key v2\0"
 _VERSION_2 = "mooring-v2"
 _READABLE_BY_OTHERS = 0o004
+# SHA-256's block, and HMAC's two paddings as tables that XOR each byte (RFC 2104, section 2).
+_BLOCK_BYTES = 64
+_INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 
 
 def load_secrets(directory: str | Path) -> tuple[bytes, ...]:
@@ -47,12 +52,25 @@ def load_secrets(directory: str | Path) -> tuple[bytes, ...]:
     return tuple(secrets)
 
 
-def prepared(secret: bytes) -> hmac.HMAC:
-    """A secret ready for `matches`: setting HMAC up takes longer than one short message."""
-    return hmac.new(secret, digestmod="sha256")
+class Prepared(NamedTuple):
+    """HMAC-SHA256 under a secret, begun: the inner and the outer hash with the padded key."""
+
+    inner: hashlib._Hash
+    outer: hashlib._Hash
 
 
-def matches(secrets: Iterable[hmac.HMAC], message: bytes, offered: str) -> bool:
+def prepared(secret: bytes) -> Prepared:
+    """A secret ready for `matches` (RFC 2104, section 4 has this way of saving half of the work).
+
+    The two hashes by hand: copying the library's HMAC object takes three times as long.
+    """
+    if len(secret) > _BLOCK_BYTES:
+        secret = hashlib.sha256(secret).digest()
+    key = secret.ljust(_BLOCK_BYTES, b"\0")
+    return Prepared(hashlib.sha256(key.translate(_INNER)), hashlib.sha256(key.translate(_OUTER)))
+
+
+def matches(secrets: Iterable[Prepared], message: bytes, offered: str) -> bool:
     """Whether the lower-case hex signature is that of the message under any `prepared` secret.
 
     Every secret is tried, whichever matches, and each comparison takes constant time: the time
@@ -60,9 +78,10 @@ def matches(secrets: Iterable[hmac.HMAC], message: bytes, offered: str) -> bool:
     """
     given = offered.encode("utf-8", "replace")
     found = False
-    for secret in secrets:
-        expected = secret.copy()
-        expected.update(message)
+    for inner, outer in secrets:
+        first, expected = inner.copy(), outer.copy()
+        first.update(message)
+        expected.update(first.digest())
         found |= hmac.compare_digest(expected.hexdigest().encode("ascii"), given)
     return found
 

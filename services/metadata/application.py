@@ -107,6 +107,23 @@ class Metadata:
                 raise Failure(BEHIND_NEUTRON[failure.status], failure.message) from None
             raise
 
+    def answer_at_once(
+        self, claim: InstanceClaim, environ: WSGIEnvironment
+    ) -> tuple[tuple[tuple[str, str], ...], bytes] | None:
+        """What is in memory for a GET (`middleware.shortcut`).
+
+        None, or an exception, for whatever needs `__call__`, which looks again and says why.
+        """
+        known = self._cache.find(claim.instance_id)
+        if known is None or known.project_id != claim.project_id or claim.host not in known.hosts:
+            return None
+        if TOKEN_HEADER in environ or not known.unguarded:
+            self._admit(environ, known)
+        page = known.pages.get(environ["PATH_INFO"])
+        if page is None:
+            return None
+        return page.headers, page.body if page.seed_at is None else page.complete()
+
     def _who(self, environ: WSGIEnvironment, claim: InstanceClaim | None) -> Known:
         if self._by_address:
             known = self._cache.find_by_address(environ.get("mooring.client_address", ""))

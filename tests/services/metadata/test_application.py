@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.core import revision
-from services.core.database import Database
+from services.core.database import Database, Unavailable
 from services.core.errors import Failure
 from services.core.identity import InstanceClaim
 from services.core.revision import RevisionWatch
@@ -85,7 +85,28 @@ class Served:
         request.environ["mooring.instance"] = InstanceClaim(
             instance, project, address, "net", host, version
         )
-        return request.get_response(self.application)
+        if method != "GET" or version != 2:
+            return request.get_response(self.application)
+        # What is ready is what would be answered, and nothing is ready that would be refused.
+        try:
+            ready = self.ready(request.environ)
+        except (Failure, Unavailable):
+            ready = None
+        try:
+            answer = request.get_response(self.application)
+        except Failure:
+            assert ready is None
+            raise
+        if ready is not None:
+            headers, ready_body = ready
+            assert (answer.status_code, answer.headerlist) == (200, list(headers))
+            assert answer.body == ready_body or b"random_seed" in answer.body
+            assert len(answer.body) == len(ready_body)
+        return answer
+
+    def ready(self, environ: dict[str, Any]) -> Any:
+        """What the application has ready for this request."""
+        return self.application.answer_at_once(environ["mooring.instance"], environ)
 
     def refused(self, path: str, method: str = "GET", **more: Any) -> Failure:
         with pytest.raises(Failure) as failure:
@@ -116,6 +137,23 @@ def test_user_data_is_byte_for_byte(serve: Callable[..., Served]) -> None:
     served.create()
     for path in ("/latest/user-data", "/openstack/latest/user_data"):
         assert served.ask(path).body == b"#!/bin/sh\n\x00\xff"
+
+
+@pytest.mark.parametrize("tokens", ["optional", "required"])
+def test_what_a_boot_asks_for_is_ready(serve: Callable[..., Served], tokens: str) -> None:
+    """Once an instance is known its pages are ready, with a token where one is demanded."""
+    served = serve()
+    served.create(options={"http_tokens": tokens})
+    claim = InstanceClaim(ID, "p", "10.1.0.4", "net", "host-1", 2)
+    headers = {"HTTP_X_AWS_EC2_METADATA_TOKEN": TOKENS.make(ID, 60)}
+    for path in ("/openstack/2018-08-27/meta_data.json", "/latest/meta-data/local-ipv4"):
+        environ = {"PATH_INFO": path, "mooring.instance": claim}
+        assert served.ready({**environ, **headers}) is not None
+        if tokens == "optional":
+            assert served.ready(environ) is not None
+        else:
+            with pytest.raises(Failure):
+                served.ready(environ)
 
 
 def test_the_random_seed_is_fresh(serve: Callable[..., Served]) -> None:
