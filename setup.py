@@ -35,6 +35,8 @@ TEST = [
     "hypothesis>=6.100",
     "mypy>=1.10",
     "pkilint>=0.12",
+    # the network API's real client
+    "python-openstackclient>=7.0",
     "pytest>=8.2",
     "ruff>=0.5",
     "types-WebOb",

@@ -245,6 +245,11 @@ class Stand:
     flat: bool = False
     options: dict[str, dict[str, str]] = field(default_factory=dict)
     agent_poll_seconds: float = 2.0
+    # where the services listen, and how to get to the machine that they run on
+    address: str = LOOPBACK
+    enter: Sequence[str] = ()
+    netns: str = ""
+    network_service: bool = False
     progress: Callable[[str], None] = lambda _line: None
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="mooring-")))
     processes: dict[str, Process] = field(default_factory=dict)
@@ -257,6 +262,7 @@ class Stand:
         self.log_dir = self.directory / "log"
         self.metadata_port = free_port()
         self.operators_port = free_port()
+        self.network_port = free_port()
         if not self.database_url:
             self.database_url = f"sqlite:///{self.directory}/lib/mooring.db"
         self.prefix = f"mo{secrets.token_hex(2)}"
@@ -266,6 +272,8 @@ class Stand:
         try:
             self.prepare()
             self.start_gunicorn()
+            if self.network_service:
+                self.start_hostnet()
             self.start_nginx()
         except BaseException:
             self.close()
@@ -285,7 +293,9 @@ class Stand:
         self.hierarchy = create_hierarchy("Mooring stand")
         pki = self.etc / "pki"
         self.hierarchy.write(pki)
-        self.hierarchy.issue_server([METADATA_NAME, "localhost"], [LOOPBACK]).write(pki, "server")
+        self.hierarchy.issue_server(
+            [METADATA_NAME, "localhost"], sorted({LOOPBACK, self.address})
+        ).write(pki, "server")
         self.hierarchy.issue_client("alice", ["mooring:operators"]).write(pki, "operator")
         self.hierarchy.issue_client("root", ["mooring:admins"]).write(pki, "admin")
         self.issue_host(self.host)
@@ -312,8 +322,9 @@ class Stand:
             "/etc/mooring": str(self.etc),
             "/run/mooring": str(self.run_dir),
             "/var/log/mooring": str(self.log_dir),
-            "listen 8775": f"listen {LOOPBACK}:{self.metadata_port}",
-            "listen 8774": f"listen {LOOPBACK}:{self.operators_port}",
+            "listen 8775": f"listen {self.address}:{self.metadata_port}",
+            "listen 8774": f"listen {self.address}:{self.operators_port}",
+            "listen 9696": f"listen {self.address}:{self.network_port}",
         }
         if self.flat:
             moved["#include"] = "include"
@@ -350,7 +361,7 @@ class Stand:
         log: IO[bytes]
         with path.open("ab") as log:
             popen = subprocess.Popen(
-                [str(word) for word in command],
+                [str(word) for word in (*self.enter, *command)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -368,18 +379,25 @@ class Stand:
 
     def start_gunicorn(self) -> Process:
         """Start the metadata service and wait until it says that it is ready."""
+        return self._start_service("gunicorn", "metadata", "metadata.sock", self.workers)
+
+    def start_hostnet(self) -> Process:
+        """Start the network service and wait until it says that it is ready."""
+        return self._start_service("hostnet", "hostnet", "hostnet.sock", 1)
+
+    def _start_service(self, name: str, service: str, door: str, workers: int) -> Process:
         process = self.start(
-            "gunicorn",
-            *(sys.executable, "-m", "gunicorn", "--paste", self.etc / "metadata.ini"),
-            *("-c", self.etc / "gunicorn" / "metadata.py", "--workers", str(self.workers)),
+            name,
+            *(sys.executable, "-m", "gunicorn", "--paste", self.etc / f"{service}.ini"),
+            *("-c", self.etc / "gunicorn" / f"{service}.py", "--workers", str(workers)),
             env=self.environment(),
         )
 
         def ready() -> bool:
             process.alive()
-            return self.ask_socket("metadata.sock", "/readyz") == 200
+            return self.ask_socket(door, "/readyz") == 200
 
-        wait_for("gunicorn", ready)
+        wait_for(name, ready)
         return process
 
     def ask_socket(self, name: str, path: str) -> int:
@@ -398,31 +416,39 @@ class Stand:
 
     def start_nginx(self, namespace: str | None = None) -> Process:
         """Start NGINX in the foreground and wait until it accepts connections."""
-        inside: list[str] = ["ip", "netns", "exec", namespace] if namespace else []
+        there: list[str] = ["ip", "netns", "exec", namespace] if namespace else []
         # Started by root, NGINX would give its workers to a user who may not open our sockets.
         user = "user root; " if os.getuid() == 0 else ""
         process = self.start(
             "nginx",
-            *inside,
+            *there,
             *("nginx", "-c", f"{self.etc}/nginx/nginx.conf", "-p", f"{self.directory}"),
             *("-g", f"{user}daemon off;", "-e", f"{self.log_dir}/nginx.error.log"),
         )
 
+        def connects() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex((self.address, self.metadata_port)) == 0
+
         def accepts() -> bool:
             process.alive()
-            with socket.socket() as probe:
-                return probe.connect_ex((LOOPBACK, self.metadata_port)) == 0
+            return inside(self.netns, connects) if self.netns else connects()
 
         if namespace is None:
             wait_for("nginx", accepts)
         return process
 
+    def write_host_key(self, name: str) -> Path:
+        """Write a host's signing key; returns the file."""
+        master = (self.etc / "secrets" / "signature" / "current").read_bytes()
+        path = self.etc / "secrets" / f"host-{name}"
+        self.write_secret(path, base64.b64encode(host_key(master, name)))
+        return path
+
     def write_agent_configuration(self) -> Path:
         """Write mooring-agent.conf of this stand's host; returns its path."""
         pki = self.etc / "pki"
-        master = (self.etc / "secrets" / "signature" / "current").read_bytes()
-        key_file = self.etc / "secrets" / f"host-{self.host}"
-        self.write_secret(key_file, base64.b64encode(host_key(master, self.host)))
+        key_file = self.write_host_key(self.host)
         path = self.etc / "mooring-agent.conf"
         values = {
             "host": self.host,

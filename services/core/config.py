@@ -15,6 +15,7 @@ from typing import Any
 from oslo_config import cfg, types
 
 from services.core import database
+from services.core.config_network import NETWORK
 
 
 class ConfigError(Exception):
@@ -351,6 +352,7 @@ OPTIONS: dict[str, list[Any]] = {
     "metadata": METADATA,
     "ca": CA,
     "acme": ACME,
+    "network": NETWORK,
 }
 
 

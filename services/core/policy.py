@@ -31,6 +31,20 @@ def _rule(name: str, description: str, *groups: str) -> Rule:
     return Rule(name, description, frozenset(groups))
 
 
+def _resource(kind: str, what: str, prefix: str) -> tuple[Rule, ...]:
+    """The five rules of an object that a project has."""
+    verbs = (
+        ("create", f"make {what}"),
+        ("list", f"list {kind}s"),
+        ("show", f"read {what}"),
+        ("update", f"change {what}"),
+        ("delete", f"delete {what}"),
+    )
+    return tuple(
+        _rule(f"{prefix}{verb}", words, ADMINS, OPERATORS, PROJECT) for verb, words in verbs
+    )
+
+
 RULES: Mapping[str, Rule] = {
     rule.name: rule
     for rule in (
@@ -54,6 +68,26 @@ RULES: Mapping[str, Rule] = {
         _rule("acme-key:list", "list keys for external ACME accounts", ADMINS, OPERATORS),
         _rule("acme-key:delete", "withdraw a key for external ACME accounts", ADMINS, OPERATORS),
         _rule("audit:read", "read the audit trail", ADMINS),
+        *_resource("network", "a network", "network:"),
+        _rule("network:provider", "choose and see a network's segment", ADMINS, OPERATORS),
+        _rule("network:share", "share a network with every project", ADMINS, OPERATORS),
+        _rule("network:external", "make a network one to the outside", ADMINS, OPERATORS),
+        *_resource("subnet", "a subnet", "subnet:"),
+        *_resource("port", "a port", "port:"),
+        _rule("port:binding", "say and see which host carries a port", ADMINS, OPERATORS),
+        _rule("port:device-owner", "make a port of the network's own", ADMINS, OPERATORS),
+        _rule("port:network-owner", "use a network as its owner", ADMINS, OPERATORS, PROJECT),
+        _rule("agent:list", "list hosts", ADMINS, OPERATORS),
+        _rule("agent:show", "read a host", ADMINS, OPERATORS),
+        _rule("agent:update", "change what is said of a host", ADMINS, OPERATORS),
+        _rule("agent:delete", "forget a host", ADMINS),
+        _rule("host:register", "say where a host is", ADMINS, HOST),
+        _rule("host:view", "read a host's view", ADMINS, HOST),
+        _rule("host:report", "report what a host has done", ADMINS, HOST),
+        _rule("availability-zone:list", "list zones", ADMINS, OPERATORS, PROJECT),
+        _rule("quota:list", "list quotas", ADMINS, OPERATORS),
+        _rule("quota:show", "read a project's quotas", ADMINS, OPERATORS, PROJECT),
+        _rule("quota:update", "set a project's quotas", ADMINS),
     )
 }
 

@@ -46,7 +46,9 @@ def test_a_host_reads_what_it_carries_and_changes_nothing() -> None:
     assert policy.allows("instance:show", host, hosts=("host-1", None))
     assert not policy.allows("instance:show", host, hosts=("host-2", None))
     assert not policy.allows("instance:show", host)
+    own = ("host:register", "host:view", "host:report")
     changing = [rule for rule in policy.RULES if not rule.endswith((":show", ":list"))]
+    changing = [rule for rule in changing if rule not in own]
     for rule in changing:
         assert not policy.allows(rule, host, project_id="p", hosts=("host-1",))
 

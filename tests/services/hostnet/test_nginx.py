@@ -19,7 +19,13 @@ pytestmark = pytest.mark.e2e
 
 FILES = Path(__file__).parents[3] / "etc" / "nginx"
 IDENTITIES = {"net": {"10.1.0.4": ("i-1", "p-1")}}
-SERVER_BLOCKS = {"metadata.conf": 1, "operators.conf": 1, "flat.conf": 1, "ca.conf": 2}
+SERVER_BLOCKS = {
+    "metadata.conf": 1,
+    "operators.conf": 1,
+    "flat.conf": 1,
+    "ca.conf": 2,
+    "network.conf": 1,
+}
 
 
 class Stand:
