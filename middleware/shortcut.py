@@ -16,28 +16,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from middleware.client_certificate import (
-    CERTIFICATE,
-    REMEMBERED,
-    VERIFY,
-    ClientCertificate,
-    read_certificate,
-)
+from middleware import client_certificate as certificates
+from middleware import forwarded as addresses
+from middleware import instance_signature as signatures
+from middleware import request_id as ids
+from middleware.client_certificate import ClientCertificate
 from middleware.errors import Errors
-from middleware.forwarded import HEADER as FORWARDED
-from middleware.forwarded import Forwarded, client_address
+from middleware.forwarded import Forwarded
 from middleware.healthcheck import HealthCheck
-from middleware.instance_signature import (
-    INSTANCE,
-    NETWORK,
-    PROJECT,
-    REMEMBERED_CLAIMS,
-    SIGNATURE_2,
-    TIME,
-    InstanceSignature,
-    claim_v2,
-)
-from middleware.request_id import ACCEPTED, RequestId
+from middleware.instance_signature import InstanceSignature
+from middleware.request_id import RequestId
 from services.core.identity import InstanceClaim
 from services.core.signature import Prepared, matches, message_v2
 
@@ -51,15 +39,13 @@ _MARK = "\0"
 _NEWLINES = 8
 
 
-Answer = tuple[str, tuple[tuple[str, str], ...], bytes]
-"""Status, headers and body."""
-
-
 class AtOnce(Protocol):
     """An application that can say at once what it has in memory for a request."""
 
-    def answer_at_once(self, claim: InstanceClaim, environ: WSGIEnvironment) -> Answer | None:
-        """What it would answer; None or an exception: it is called as usual."""
+    def answer_at_once(
+        self, claim: InstanceClaim, environ: WSGIEnvironment
+    ) -> tuple[tuple[tuple[str, str], ...], bytes] | None:
+        """Headers and body of a 200; None or an exception: the application is called as usual."""
 
 
 class _Host(NamedTuple):
@@ -97,45 +83,49 @@ class ShortWay:
         self._hops = forwarded.hops
         self._keys_of = signature.host_keys
         # As many as the filters remember, and the same strings.
-        self._host = lru_cache(REMEMBERED)(self._make_host)
-        self._way = lru_cache(REMEMBERED_CLAIMS)(self._make_way)
+        self._host = lru_cache(certificates.REMEMBERED)(self._make_host)
+        self._way = lru_cache(signatures.REMEMBERED_CLAIMS)(self._make_way)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         answer = None
         try:
             if (
                 environ["REQUEST_METHOD"] == "GET"
-                and environ[VERIFY] == "SUCCESS"
-                and ACCEPTED(environ["HTTP_X_REQUEST_ID"])
+                and environ[certificates.VERIFY] == "SUCCESS"
+                and ids.ACCEPTED(environ["HTTP_X_REQUEST_ID"])
                 and self._trusts(environ)
             ):
-                not_before, not_after, host, keys = self._host(environ[CERTIFICATE])
-                claim, before_time, before_target = self._way(
-                    environ[FORWARDED], environ[INSTANCE], environ[PROJECT], environ[NETWORK], host
+                host = self._host(environ[certificates.CERTIFICATE])
+                way = self._way(
+                    environ[addresses.HEADER],
+                    environ[signatures.INSTANCE],
+                    environ[signatures.PROJECT],
+                    environ[signatures.NETWORK],
+                    host.name,
                 )
-                when, target, now = environ[TIME], environ["RAW_URI"], self._clock()
-                message = f"{before_time}{when}{before_target}{target}"
+                when, target, now = environ[signatures.TIME], environ["RAW_URI"], self._clock()
+                message = f"{way.before_time}{when}{way.before_target}{target}"
                 if (
-                    not_before <= now <= not_after
-                    and when.isdecimal()  # and ASCII, or the message is not
+                    host.not_before <= now <= host.not_after
+                    and signatures.SECONDS(when)
                     and abs(now - int(when)) <= self._max_age
                     and target[0] == "/"
                     and message.count("\n") == _NEWLINES
-                    and matches(keys, message.encode("ascii"), environ[SIGNATURE_2])
+                    and matches(host.keys, message.encode("ascii"), environ[signatures.SIGNATURE_2])
                 ):
-                    answer = self._at_once(claim, environ)
+                    answer = self._at_once(way.claim, environ)
         except Exception:
             # A header is missing or malformed, or the application refuses or fails: the filters
             # come to the same end, and know what to say and what to log.
             answer = None
         if answer is None:
             return self.filters(environ, start_response)
-        status, headers, body = answer
-        start_response(status, list(headers))
+        headers, body = answer
+        start_response("200 OK", list(headers))
         return [body]
 
     def _make_host(self, header: str) -> _Host:
-        verified = read_certificate(header)
+        verified = certificates.read_certificate(header)
         name = verified.identity.host if verified else None
         if verified is None or name is None:
             raise ValueError("no host's certificate")
@@ -144,8 +134,8 @@ class ShortWay:
     def _make_way(
         self, forwarded: str, instance: str, project: str, network: str, host: str
     ) -> _Way:
-        address = client_address(forwarded, self._hops)
-        claim = claim_v2(instance, project, address, network, host)
+        address = addresses.client_address(forwarded, self._hops)
+        claim = signatures.claim_v2(instance, project, address, network, host)
         message = message_v2(
             host=host,
             time=_MARK,
@@ -164,9 +154,8 @@ def short_way(gatekeeper: Gatekeeper) -> WSGIApplication:
     """The gatekeeper with the short way in front; itself if anything else stands in its pipeline.
 
     Asked for are all seven filters in their order, version 2 of the signature, ids that NGINX adds
-    to the answers itself, errors as text, and an application of a class with `answer_at_once`. A
-    stranger's filter between them thus sees every request, and so does one that somebody has
-    derived from ours.
+    to the answers itself, and an application of a class with `answer_at_once`. A stranger's filter
+    between them thus sees every request, and so does one that somebody has derived from ours.
     """
     chain: list[Any] = []
     app: Any = gatekeeper.app
@@ -175,10 +164,9 @@ def short_way(gatekeeper: Gatekeeper) -> WSGIApplication:
             return gatekeeper
         chain.append(app)
         app = app.app
-    request_id, errors, _health, forwarded, certificate, signature = chain
+    request_id, _errors, _health, forwarded, certificate, signature = chain
     if (
         not request_id.proxy_answers
-        or errors.style != "text"
         or not signature.masters
         or certificate.clock is not signature.clock
         or not hasattr(type(app), "answer_at_once")

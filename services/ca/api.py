@@ -34,6 +34,7 @@ from services.ca.authority import (
     SigningFailed,
     finish,
 )
+from services.ca.commit import Lookup
 from services.ca.files import certificates_pem
 from services.ca.ledger import Record, Search, Token, timestamp
 from services.ca.profile_file import INTERNAL, Offer, acme_profiles, parse_span
@@ -66,6 +67,7 @@ _MARKER = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z),([0-9a-f-]{36,40
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BEARER = re.compile(r"[Bb]earer ([A-Za-z0-9._~+/=-]{1,200})")
+_FORMS = (JSON, PEM, PEM_CHAIN, DER)
 _STATES = (ISSUED, HELD, REVOKED, EXPIRED, PENDING)
 _SECRET = ("Cache-Control", "no-store")
 
@@ -152,24 +154,32 @@ class CertificateApi:
         return finish(self._issue(request.environ))
 
     def _issue(self, environ: WSGIEnvironment) -> Generator[None, None, Answer]:
-        # it yields between stages, so that a worker lets many go through each (`TurnsWorker`)
+        # it yields before each use of the database, which several then share (`TurnsWorker`)
         authorization = environ.get("HTTP_AUTHORIZATION")
-        token = None if authorization is None else self._token(authorization)
-        caller = None if token else self._caller(environ)
-        answer = wire.chosen(environ, (JSON, PEM, PEM_CHAIN, DER))
-        profile, csr, lifetime = self._asked(environ, token)
-        yield
-        request = parse_csr(csr)
-        yield
-        if token is not None:
-            actor = Actor(f"token:{token.id}", frozenset(), *_where(environ), "token")
-            issued, made = self.authority.enrol(token, request, actor, lifetime=lifetime)
-        elif caller is not None:
-            issued = yield from self.authority.issuing(
-                profile, request, caller.actor, lifetime=lifetime
-            )
-            made = True
+        if authorization is not None:
+            return self._enrolled(environ, self._token(authorization))
+        client = _client(environ)
+        lookup = self.authority.lookups.add(Lookup(client.fingerprint))
+        try:
             yield
+            self.authority.lookups.settle(lookup)
+        except BaseException:
+            self.authority.lookups.drop(lookup)
+            raise
+        caller = _known(environ, client, lookup.record)
+        answer = wire.chosen(environ, _FORMS)
+        profile, csr, lifetime = self._asked(environ, None)
+        issued = yield from self.authority.issuing(
+            profile, parse_csr(csr), caller.actor, lifetime=lifetime
+        )
+        return self._created(issued, answer, made=True)
+
+    def _enrolled(self, environ: WSGIEnvironment, token: Token) -> Answer:
+        """Issue for a token, which is used in the transaction that reserves the serial."""
+        answer = wire.chosen(environ, _FORMS)
+        _profile, csr, lifetime = self._asked(environ, token)
+        actor = Actor(f"token:{token.id}", frozenset(), *_where(environ), "token")
+        issued, made = self.authority.enrol(token, parse_csr(csr), actor, lifetime=lifetime)
         return self._created(issued, answer, made)
 
     def _asked(
@@ -199,7 +209,7 @@ class CertificateApi:
         environ = request.environ
         caller = self._caller(environ)
         enforce("certificate:renew", caller.client, owner=True)
-        answer = wire.chosen(environ, (JSON, PEM, PEM_CHAIN, DER))
+        answer = wire.chosen(environ, _FORMS)
         values: Mapping[str, Any]
         if wire.media_type(environ) == wire.CSR:
             values = wire.query(environ, "lifetime")
@@ -222,10 +232,9 @@ class CertificateApi:
         if media_type == JSON:
             return json_answer(self._whole(issued), status, headers)
         if media_type == DER:
-            body = issued.certificate.public_bytes(Encoding.DER)
+            body = issued.der
         else:
-            chain = self._chains.get(issued.authority_id, "").encode()
-            body = issued.certificate.public_bytes(Encoding.PEM) + chain
+            body = issued.pem() + self._chains.get(issued.authority_id, "").encode()
         return Answer(body, status, media_type, headers)
 
     # ---- reading -----------------------------------------------------------------------------
@@ -235,7 +244,7 @@ class CertificateApi:
         environ = request.environ
         values = wire.query(environ, "chain")
         chain = wire.flag(values, "chain")
-        answer = wire.chosen(environ, (JSON, PEM, PEM_CHAIN, DER))
+        answer = wire.chosen(environ, _FORMS)
         _caller, record = self._find(environ, match["id"], "certificate:show")
         vary = [("Vary", "Accept")]
         if answer == JSON and record.state == PENDING:
@@ -471,25 +480,8 @@ class CertificateApi:
         NGINX has verified the chain, with a list that may be hours old, or in a session that was
         resumed; and its word is worth what its configuration is.
         """
-        client: ClientIdentity | None = environ.get("mooring.client")
-        if client is None:
-            raise Failure(
-                401,
-                "a client certificate is required",
-                headers=[("WWW-Authenticate", 'Bearer realm="mooring enrolment"')],
-            )
-        record = self.ledger.by_fingerprint(client.fingerprint)
-        if record is None or int(record.serial, 16) != client.serial:
-            raise Failure(
-                403, "this authority has not issued the certificate", code="certificate-unknown"
-            )
-        if record.state != ISSUED:
-            raise Failure(403, f"the certificate is {record.state}", code="certificate-revoked")
-        address, request_id = _where(environ)
-        actor = Actor(
-            client.user, client.groups, address, request_id, "certificate", record.profile
-        )
-        return Caller(client, actor, record)
+        client = _client(environ)
+        return _known(environ, client, self.ledger.by_fingerprint(client.fingerprint))
 
     def _token(self, authorization: str) -> Token:
         """The token of a bearer's secret; Failure 401 if there is none like it."""
@@ -530,7 +522,7 @@ class CertificateApi:
     def _whole(self, issued: Issued) -> dict[str, Any]:
         return {
             **wire.certificate_document(issued.record, self.clock()),
-            "certificate": _pem(issued.certificate),
+            "certificate": issued.pem().decode(),
             "chain": self._chains.get(issued.authority_id, ""),
         }
 
@@ -580,6 +572,31 @@ class Pending:
 # ---- helpers ---------------------------------------------------------------------------------
 
 
+def _client(environ: WSGIEnvironment) -> ClientIdentity:
+    """Whom the certificate names that NGINX has verified; Failure 401 without one."""
+    client: ClientIdentity | None = environ.get("mooring.client")
+    if client is None:
+        raise Failure(
+            401,
+            "a client certificate is required",
+            headers=[("WWW-Authenticate", 'Bearer realm="mooring enrolment"')],
+        )
+    return client
+
+
+def _known(environ: WSGIEnvironment, client: ClientIdentity, record: Record | None) -> Caller:
+    """The caller, if what the ledger has of its certificate says that it is issued; Failure 403."""
+    if record is None or int(record.serial, 16) != client.serial:
+        raise Failure(
+            403, "this authority has not issued the certificate", code="certificate-unknown"
+        )
+    if record.state != ISSUED:
+        raise Failure(403, f"the certificate is {record.state}", code="certificate-revoked")
+    address, request_id = _where(environ)
+    actor = Actor(client.user, client.groups, address, request_id, "certificate", record.profile)
+    return Caller(client, actor, record)
+
+
 def _where(environ: WSGIEnvironment) -> tuple[str, str]:
     """The address and the request id that the ledger's trail gets."""
     address = environ.get("mooring.client_address") or environ.get("REMOTE_ADDR") or ""
@@ -618,8 +635,8 @@ def _pem(certificate: x509.Certificate) -> str:
 
 def _rendered(issued: Issued, media_type: str, *, chain: bool) -> bytes:
     if media_type == DER:
-        return issued.certificate.public_bytes(Encoding.DER)
-    return issued.pem_chain() if chain else issued.certificate.public_bytes(Encoding.PEM)
+        return issued.der
+    return issued.pem_chain() if chain else issued.pem()
 
 
 def _lifetime(values: Mapping[str, Any]) -> timedelta | None:

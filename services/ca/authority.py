@@ -16,23 +16,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import secrets
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from services.ca import audit, keystore
-from services.ca.commit import Apply, GroupCommit, Work
-from services.ca.files import certificates_pem
-from services.ca.issue import decide, random_serial
+from services.ca.commit import GroupCommit, GroupLookup, NotPending, Work
+from services.ca.files import certificates_pem, pem
+from services.ca.issue import Decision, Validity, decide, random_serial
 from services.ca.keys import KeyType, PublicKey, key_identifier, key_type
-from services.ca.ledger import Ledger, Record, Reservation, Status, Token, serial_text, timestamp
+from services.ca.ledger import (
+    Completion,
+    Ledger,
+    Record,
+    Reservation,
+    Status,
+    Token,
+    serial_text,
+    timestamp,
+)
 from services.ca.profile_file import INTERNAL, Offer
 from services.ca.profiles import Profile, Subject
 from services.ca.refusal import Refused, shown
@@ -50,7 +58,7 @@ from services.ca.states import (
 )
 from services.ca.subjects import certificate_names
 from services.ca.template import Template, Unsigned, assemble
-from services.core.database import Conflict, DriverConnection, Writer
+from services.core.database import Conflict, Writer
 
 Result = TypeVar("Result")
 
@@ -137,13 +145,22 @@ class Issued:
 
     authority_id: str
     serial: int
-    certificate: x509.Certificate
+    der: bytes
     chain: tuple[x509.Certificate, ...]
     record: Record
 
+    @property
+    def certificate(self) -> x509.Certificate:
+        """What was issued."""
+        return x509.load_der_x509_certificate(self.der)
+
+    def pem(self) -> bytes:
+        """The certificate in PEM."""
+        return pem(self.der)
+
     def pem_chain(self) -> bytes:
         """The leaf and its chain in PEM, the leaf first."""
-        return certificates_pem((self.certificate, *self.chain))
+        return self.pem() + certificates_pem(self.chain)
 
 
 Within = Callable[[Writer, str], None]
@@ -186,6 +203,7 @@ class Authority:
         }
         self.active_id = keystore.authority_id(authorities.active.certificate)
         self.commits = GroupCommit(ledger)
+        self.lookups = GroupLookup(ledger)
         self._templates: dict[tuple[str, str, KeyType], Template] = {}
         self._registered = False
 
@@ -276,29 +294,34 @@ class Authority:
         while True:
             now = self.clock()
             decision = decide(profile, request, issuer, now=now, lifetime=lifetime)
-            yield
             unsigned = self._template(profile, chosen, key_type(request.public_key)).fill(
                 request, decision, random_serial()
             )
-            reservation = _reservation(profile, request, chosen, unsigned, actor, now)
+            reservation = _reservation(profile, decision, chosen, unsigned, actor, now)
+            intent = self._intended(reservation, actor, action)
             try:
                 if within is None:
-                    yield from self._settled(
-                        self._intent(reservation, actor, action), self.commits.settle
-                    )
+                    work = Work(intent, reservation=reservation)
+                    yield from self._settled(work, self.commits.settle)
                 else:
-                    self._reserve(reservation, actor, within, action)
+                    self._reserve(reservation, intent, within)
                 break
             except Conflict as conflict:
                 if conflict.constraint != "ca_certificate" or attempt == SERIAL_ATTEMPTS:
                     raise
                 attempt += 1
-        yield
-        certificate = self._sign(issuer, unsigned, reservation, actor, action)
-        yield
-        record, done = self._done(certificate, reservation, actor, action)
-        yield from self._settled(done, self._store)
-        return Issued(chosen, unsigned.serial_number, certificate, issuer.chain, record)
+        der = self._sign(issuer, unsigned, reservation, actor, action)
+        fingerprint = hashlib.sha256(der).hexdigest()
+        done = self._entry(
+            actor, action, "done", {"fingerprint": fingerprint, "serial": reservation.serial}
+        )
+        completion = Completion(chosen, reservation.serial, fingerprint, der)
+        try:
+            yield from self._settled(Work(done, completion=completion), self._store)
+        except NotPending:
+            raise SigningFailed("the certificate was revoked before it was stored") from None
+        record = reservation.issued(fingerprint)
+        return Issued(chosen, unsigned.serial_number, der, issuer.chain, record)
 
     def _template(self, profile: Profile, issuer_id: str, kind: KeyType) -> Template:
         name = (profile.name, issuer_id, kind)
@@ -307,9 +330,9 @@ class Authority:
             found = self._templates[name] = Template(profile, self.issuers[issuer_id], kind)
         return found
 
-    def _settled(self, apply: Apply, settle: Callable[[Work], None]) -> Generator[None, None, None]:
+    def _settled(self, work: Work, settle: Callable[[Work], None]) -> Generator[None, None, None]:
         """Have a step written, together with those of others who wait at the same time."""
-        work = self.commits.add(apply)
+        self.commits.add(work)
         try:
             yield
             settle(work)
@@ -320,15 +343,6 @@ class Authority:
     def _store(self, work: Work) -> None:
         self.commits.settle(work)
 
-    def _intent(self, reservation: Reservation, actor: Actor, action: str) -> Apply:
-        entry = self._intended(reservation, actor, action)
-
-        def apply(connection: DriverConnection) -> audit.Entry:
-            self.ledger.reserve(connection, [reservation])
-            return entry
-
-        return apply
-
     def _intended(self, reservation: Reservation, actor: Actor, action: str) -> audit.Entry:
         detail = {
             "authority": reservation.authority_id,
@@ -338,14 +352,13 @@ class Authority:
             "subject": reservation.subject,
             "via": actor.via,
         }
-        return self._entry(actor, action, "intent", detail)
+        return _entry_at(actor, action, "intent", detail, reservation.created_at)
 
-    def _reserve(self, reservation: Reservation, actor: Actor, within: Within, action: str) -> None:
-        entry = self._intended(reservation, actor, action)
+    def _reserve(self, reservation: Reservation, intent: audit.Entry, within: Within) -> None:
         with self.ledger.database.write() as writer:
             self.ledger.reserve(writer.connection, [reservation])
             within(writer, reservation.serial)
-            self.ledger.append(writer.connection, [entry])
+            self.ledger.append(writer.connection, [intent])
 
     def _sign(
         self,
@@ -354,38 +367,21 @@ class Authority:
         reservation: Reservation,
         actor: Actor,
         action: str,
-    ) -> x509.Certificate:
+    ) -> bytes:
         try:
             signature = issuer.signer.sign_bytes(unsigned.tbs_certificate_bytes)
-            certificate = assemble(unsigned, signature)
+            der = assemble(unsigned, signature)
         except Exception as error:  # a token's library raises anything
             failure = {"serial": reservation.serial, "reason": type(error).__name__}
             self.note(actor, action, "failed", failure)
             raise SigningFailed(type(error).__name__) from error
-        digest = hashlib.sha256(certificate.tbs_certificate_bytes).hexdigest()
-        if not hmac.compare_digest(digest, reservation.tbs_digest):
+        # SEQUENCE { tbsCertificate, ... }: behind a tag and a length of three octets
+        signed = der[4 : 4 + len(unsigned.tbs_certificate_bytes)]
+        if hashlib.sha256(signed).hexdigest() != reservation.tbs_digest:
             failure = {"serial": reservation.serial, "reason": "signed something else"}
             self.note(actor, action, "failed", failure)
             raise SigningFailed("what was signed is not what was recorded")
-        return certificate
-
-    def _done(
-        self, certificate: x509.Certificate, reservation: Reservation, actor: Actor, action: str
-    ) -> tuple[Record, Apply]:
-        der = certificate.public_bytes(Encoding.DER)
-        fingerprint = hashlib.sha256(der).hexdigest()
-        detail = {"fingerprint": fingerprint, "serial": reservation.serial}
-        entry = self._entry(actor, action, "done", detail)
-
-        def apply(connection: DriverConnection) -> audit.Entry:
-            stored = self.ledger.complete(
-                connection, reservation.authority_id, reservation.serial, fingerprint, der
-            )
-            if not stored:
-                raise SigningFailed("the certificate was revoked before it was stored")
-            return entry
-
-        return reservation.issued(fingerprint), apply
+        return der
 
     def renew(
         self,
@@ -558,10 +554,10 @@ class Authority:
 
     def issued(self, record: Record) -> Issued:
         """A certificate of the ledger with its chain, which is empty if its authority is gone."""
-        certificate = x509.load_der_x509_certificate(self._der_of(record))
+        der = self._der_of(record)
         issuer = self.issuers.get(record.authority_id)
         chain = issuer.chain if issuer else ()
-        return Issued(record.authority_id, int(record.serial, 16), certificate, chain, record)
+        return Issued(record.authority_id, int(record.serial, 16), der, chain, record)
 
     def delete_token(self, token: Token, actor: Actor) -> bool:
         """Withdraw a token; False if another was faster."""
@@ -610,8 +606,14 @@ def entry(
     actor: Actor, action: str, decision: str, detail: audit.Detail, now: datetime
 ) -> audit.Entry:
     """An entry of the audit trail for what this actor did."""
+    return _entry_at(actor, action, decision, detail, timestamp(now))
+
+
+def _entry_at(
+    actor: Actor, action: str, decision: str, detail: audit.Detail, at: str
+) -> audit.Entry:
     return audit.Entry(
-        timestamp(now),
+        at,
         actor.label,
         actor.address[:64],
         actor.request_id[:64],
@@ -771,32 +773,37 @@ def _names_of(
 
 def _reservation(
     profile: Profile,
-    request: CertificateRequest,
+    decision: Decision,
     issuer_id: str,
     unsigned: Unsigned,
     actor: Actor,
     now: datetime,
 ) -> Reservation:
-    common_name = "" if profile.subject is Subject.NONE else request.common_name or ""
-    dns_names = (common_name,) if profile.subject is Subject.HOST else request.dns_names
+    names = decision.names
+    not_before, not_after = _dates(decision.validity)
     return Reservation(
         authority_id=issuer_id,
         serial=serial_text(unsigned.serial_number),
         profile=profile.name,
-        subject=unsigned.subject.rfc4514_string(),
-        common_name=common_name,
+        subject=names.subject_text,
+        common_name=names.common_name or "",
         names=(
-            *(("dns", name) for name in dns_names),
-            *(("ip", str(address)) for address in request.ip_addresses),
-            *(("uri", uri) for uri in request.uris),
+            *[("dns", name) for name in names.dns_names],
+            *[("ip", str(address)) for address in names.ip_addresses],
+            *[("uri", uri) for uri in names.uris],
         ),
         key_id=unsigned.key_id.hex(),
         tbs_digest=hashlib.sha256(unsigned.tbs_certificate_bytes).hexdigest(),
-        not_before=timestamp(unsigned.not_valid_before_utc),
-        not_after=timestamp(unsigned.not_valid_after_utc),
+        not_before=not_before,
+        not_after=not_after,
         created_at=timestamp(now),
         requested_by=actor.label,
     )
+
+
+@lru_cache(64)  # what is issued in one second by one profile has the same
+def _dates(validity: Validity) -> tuple[str, str]:
+    return timestamp(validity.not_before), timestamp(validity.not_after)
 
 
 def _not_possible(old: Status, state: str) -> str:

@@ -143,10 +143,10 @@ def _check_content(found: Element) -> None:
 
 def element(tag: int, *contents: bytes) -> bytes:
     """Write one element around what is given."""
-    content = b"".join(contents)
+    content = contents[0] if len(contents) == 1 else b"".join(contents)
     length = len(content)
     if length < 0x80:
-        return bytes((tag, length)) + content
+        return b"%c%c%b" % (tag, length, content)
     octets = length.to_bytes((length.bit_length() + 7) // 8, "big")
     return bytes((tag, 0x80 | len(octets))) + octets + content
 

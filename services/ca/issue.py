@@ -126,8 +126,9 @@ def prepare(
         serial=serial,
     )
     builder = _add_profile(builder, profile, request)
-    if names.alternatives is not None:
-        builder = builder.add_extension(names.alternatives, critical=names.critical)
+    alternatives = names.alternatives
+    if alternatives is not None:
+        builder = builder.add_extension(alternatives, critical=names.critical)
     if not profile.ocsp_no_check:  # whoever may not be checked needs no address for it
         for pointer in issuer.pointers:
             builder = builder.add_extension(pointer, critical=False)
@@ -247,8 +248,8 @@ def _check_issuer(
 def _validity(
     profile: Profile, issuer: Issuer, now: datetime, lifetime: timedelta | None
 ) -> Validity:
-    begin = max(_begin(now), issuer.certificate.not_valid_before_utc)
-    end = issuer.certificate.not_valid_after_utc
+    earliest, end = issuer.validity
+    begin = max(_begin(now), earliest)
     validity = _span(begin, _wanted_lifetime(profile, lifetime))
     if validity.not_after <= end:
         return validity

@@ -143,17 +143,20 @@ def key_identifier(key: PublicKey) -> bytes:
     They are the head of SHA-256 over the subjectPublicKey bits, without tag, length and the count
     of unused bits. (RFC 5280 section 4.2.1.2 shows the same with SHA-1.)
     """
-    return hashlib.sha256(_subject_public_key(key)).digest()[:KEY_IDENTIFIER_BYTES]
+    return identifier_of(subject_public_key_info(key), key_type(key))
 
 
-def _subject_public_key(key: PublicKey) -> bytes:
-    if is_elliptic(key):
-        return key.public_bytes(
-            serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
-        )
-    if isinstance(key, ed25519.Ed25519PublicKey):
-        return key.public_bytes_raw()
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.PKCS1)
+def identifier_of(info: bytes, kind: KeyType) -> bytes:
+    """`key_identifier` of a key of this kind whose SubjectPublicKeyInfo is given."""
+    bits = info[_BEFORE_BITS[kind] :]
+    return hashlib.sha256(bits).digest()[:KEY_IDENTIFIER_BYTES]
+
+
+# Octets of a SubjectPublicKeyInfo before the key's bits: tags, lengths, the algorithm and the count
+# of unused bits. They are the same for all keys of a kind (RFC 5480, RFC 8410, RFC 3279).
+_BEFORE_BITS = {KeyType.P256: 26, KeyType.P384: 23, KeyType.ED25519: 12} | dict.fromkeys(
+    _RSA_BITS, 24
+)
 
 
 def _accept_rsa(key: rsa.RSAPublicKey) -> None:

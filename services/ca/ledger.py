@@ -69,8 +69,10 @@ def serial_text(serial: int) -> str:
 
 def timestamp(moment: datetime) -> str:
     """A time as the tables have it: ``2026-11-21T02:17:39.000000Z``."""
-    # a tenth of what strftime takes, and every certificate has six of them
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    # a tenth of what strftime takes, and every certificate has five of them
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="microseconds")[:-6] + "Z"  # without +00:00
 
 
 def moment(text: str) -> datetime:
@@ -115,6 +117,16 @@ class Reservation:
             None,
             None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A certificate that was signed, in DER, with its SHA-256 in hex."""
+
+    authority_id: str
+    serial: str
+    fingerprint: str
+    der: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,13 +251,16 @@ class _Statement:
             return connection.execute(self.text, self._bound(values))
         return connection.exec_driver_sql(self.text, self._bound(values))
 
-    def many(self, connection: DriverConnection, rows: Sequence[Mapping[str, Any]]) -> None:
+    def many(self, connection: DriverConnection, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Run it for each; return how many rows all of them changed."""
+        if not rows:
+            return 0
         if len(rows) == 1:
-            self(connection, rows[0])
-        elif isinstance(connection, sqlite3.Connection):
-            connection.executemany(self.text, [self._bound(row) for row in rows])
-        elif rows:
-            connection.exec_driver_sql(self.text, [self._bound(row) for row in rows])
+            return self(connection, rows[0]).rowcount
+        bound = [self._bound(row) for row in rows]
+        if isinstance(connection, sqlite3.Connection):
+            return connection.executemany(self.text, bound).rowcount
+        return connection.exec_driver_sql(self.text, bound).rowcount
 
     def _bound(self, values: Mapping[str, Any]) -> Any:
         whole = {**self.own, **values} if self.own else values
@@ -344,27 +359,26 @@ class Ledger:
         self._reserve.many(connection, [_reserved(each) for each in reservations])
         self._name.many(connection, [row for each in reservations for row in _name_rows(each)])
 
-    def complete(
-        self,
-        connection: DriverConnection,
-        authority_id: str,
-        serial: str,
-        fingerprint: str,
-        der: bytes,
-    ) -> bool:
-        """Store a signed certificate; False if it is not pending any more (it was revoked)."""
-        result = self._complete(
+    def complete(self, connection: DriverConnection, completions: Sequence[Completion]) -> bool:
+        """Store signed certificates; False if one is not pending any more (it was revoked).
+
+        The caller then has to roll back: which of several it was is not known.
+        """
+        stored = self._complete.many(
             connection,
-            {
-                "which_authority": authority_id,
-                "which_serial": serial,
-                "which_state": PENDING,
-                "state": ISSUED,
-                "der": der,
-                "fingerprint": fingerprint,
-            },
+            [
+                {
+                    "which_authority": each.authority_id,
+                    "which_serial": each.serial,
+                    "which_state": PENDING,
+                    "state": ISSUED,
+                    "der": each.der,
+                    "fingerprint": each.fingerprint,
+                }
+                for each in completions
+            ],
         )
-        return result.rowcount == 1
+        return stored == len(completions)
 
     # ---- looking up --------------------------------------------------------------------------
 

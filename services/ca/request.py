@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.x509.oid import ExtensionOID, NameOID
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from services.ca import der, names
-from services.ca.keys import PublicKey, accept_public_key
+from services.ca.keys import PublicKey, accept_public_key, is_elliptic
 from services.ca.refusal import Refused, shown
 
 # The largest honest request, RSA 4096 and 100 names, is some 10 kB of PEM.
@@ -54,6 +55,12 @@ _EXTENSION_REQUESTS = frozenset(
 )
 
 _GOOD_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+
+_ECDSA = {
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: ec.ECDSA(hashes.SHA256()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA384: ec.ECDSA(hashes.SHA384()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA512: ec.ECDSA(hashes.SHA512()),
+}
 
 _PEM = re.compile(
     rb"\s*-----BEGIN (NEW )?CERTIFICATE REQUEST-----\r?\n"
@@ -157,15 +164,12 @@ def parse_csr(data: bytes) -> CertificateRequest:
     except _UNREADABLE:
         raise Refused("/public_key", "the key or its algorithm cannot be read") from None
     public_key = accept_public_key(key)
-    _check_signature(csr)
+    _check_signature(csr, public_key)
     try:
         common_name, organizations = _subject(csr.subject)
-        _check_attributes(csr.attributes)
-        extensions = csr.extensions
-        _check_unread(csr, extensions)
-        _check_critical(extensions)
-        dns_names, addresses, uris = _alternative_names(extensions)
-        is_ca = _wants_to_be_authority(extensions)
+        _check_attributes(csr)
+        alternatives, is_ca = _extensions(csr)
+        dns_names, addresses, uris = _alternative_names(alternatives)
     except der.NotDER as error:
         raise Refused("/csr", f"not canonical DER: {error}") from None
     except x509.DuplicateExtension:
@@ -180,6 +184,8 @@ def parse_csr(data: bytes) -> CertificateRequest:
 def _each(
     normalise: Callable[[_Raw, str], _Normal], values: Iterable[_Raw], field: str, greatest: int
 ) -> tuple[_Normal, ...]:
+    if values == ():
+        return ()
     found: dict[_Normal, None] = {}
     for place, value in enumerate(values):
         if place >= greatest:
@@ -219,13 +225,18 @@ def _load(data: bytes) -> x509.CertificateSigningRequest:
     return csr
 
 
-def _check_signature(csr: x509.CertificateSigningRequest) -> None:
+def _check_signature(csr: x509.CertificateSigningRequest, key: PublicKey) -> None:
     try:
+        ecdsa = _ECDSA.get(csr.signature_algorithm_oid)
+        if ecdsa is not None and is_elliptic(key):
+            # what the library does too, but for reading the key once more: a fifth of the time
+            key.verify(csr.signature, csr.tbs_certrequest_bytes, ecdsa)
+            return
         algorithm = csr.signature_hash_algorithm
         valid = (algorithm is None or isinstance(algorithm, _GOOD_HASHES)) and (
             csr.is_signature_valid
         )
-    except _UNREADABLE:
+    except (InvalidSignature, *_UNREADABLE):
         valid = False
     if not valid:
         raise Refused("/csr", "its signature by its own key does not verify, or uses a weak hash")
@@ -245,42 +256,48 @@ def _text(attribute: x509.NameAttribute[str | bytes]) -> str:
     return attribute.value
 
 
-def _check_attributes(attributes: x509.Attributes) -> None:
+def _check_attributes(csr: x509.CertificateSigningRequest) -> None:
+    wishes = [attribute.oid in _EXTENSION_REQUESTS for attribute in csr.attributes]
     # The library reads the first extension request; a second could hold names it does not show.
-    wishes = [a for a in attributes if a.oid in _EXTENSION_REQUESTS]
-    if len(wishes) > 1:
+    if wishes.count(True) > 1:
         raise Refused("/csr", "more than one extension request attribute")
+    if not all(wishes):
+        der.check(csr.tbs_certrequest_bytes)  # the library has not read them
 
 
-def _check_unread(csr: x509.CertificateSigningRequest, extensions: x509.Extensions) -> None:
-    """Raise NotDER for what is dropped without the library's having read it."""
-    if any(attribute.oid not in _EXTENSION_REQUESTS for attribute in csr.attributes):
-        der.check(csr.tbs_certrequest_bytes)
-    for extension in extensions:
+def _extensions(
+    csr: x509.CertificateSigningRequest,
+) -> tuple[x509.SubjectAlternativeName | None, bool]:
+    """The alternative names, and whether an authority is asked for.
+
+    Raises NotDER for what is dropped without the library's having read it, Refused for what is
+    critical and would be dropped.
+    """
+    alternatives, is_ca = None, False
+    for extension in csr.extensions:
         value = extension.value
-        if isinstance(value, x509.UnrecognizedExtension):
+        if extension.critical and extension.oid not in _UNDERSTOOD:
+            raise Refused(
+                "/csr", f"asks for the critical extension {extension.oid.dotted_string}, not issued"
+            )
+        if isinstance(value, x509.SubjectAlternativeName):
+            alternatives = value
+        elif isinstance(value, x509.BasicConstraints):
+            is_ca = value.ca
+        elif isinstance(value, x509.UnrecognizedExtension):
             der.check(value.value)
         elif isinstance(value, x509.KeyUsage):
             # a list of named bits ends with a one (X.690 section 11.2.2)
             wished = value.public_bytes()
             if wished not in csr.tbs_certrequest_bytes:
                 raise der.NotDER("a key usage with trailing zeros")
-
-
-def _check_critical(extensions: x509.Extensions) -> None:
-    for extension in extensions:
-        if extension.critical and extension.oid not in _UNDERSTOOD:
-            raise Refused(
-                "/csr", f"asks for the critical extension {extension.oid.dotted_string}, not issued"
-            )
+    return alternatives, is_ca
 
 
 def _alternative_names(
-    extensions: x509.Extensions,
+    wanted: x509.SubjectAlternativeName | None,
 ) -> tuple[tuple[str, ...], tuple[names.IPAddress, ...], tuple[str, ...]]:
-    try:
-        wanted = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    if wanted is None:
         return (), (), ()
     dns_names: list[str] = []
     addresses: list[names.IPAddress] = []
@@ -303,10 +320,3 @@ def _single_address(name: x509.IPAddress, place: int) -> names.IPAddress:
     if isinstance(value, names.IPAddress):
         return value
     raise Refused("/csr", f"alternative name {place} is a network, not an address")
-
-
-def _wants_to_be_authority(extensions: x509.Extensions) -> bool:
-    try:
-        return extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False

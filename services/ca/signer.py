@@ -191,7 +191,13 @@ class Issuer:
 
     def is_valid_at(self, now: datetime) -> bool:
         """Tell whether `now` lies in the validity of its certificate, both ends included."""
-        return self.certificate.not_valid_before_utc <= now <= self.certificate.not_valid_after_utc
+        begin, end = self.validity
+        return begin <= now <= end
+
+    @cached_property
+    def validity(self) -> tuple[datetime, datetime]:
+        """notBefore and notAfter of its certificate."""
+        return self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
 
 
 def _check_directly_issued(lower: x509.Certificate, upper: x509.Certificate) -> None:

@@ -14,19 +14,23 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtensionOID
 
 from services.ca import der
-from services.ca.issue import Decision, key_usage
-from services.ca.keys import KeyType, PublicKey, key_identifier, key_type
+from services.ca.issue import Decision, Validity, key_usage
+from services.ca.keys import (
+    KeyType,
+    PublicKey,
+    identifier_of,
+    key_type,
+    subject_public_key_info,
+)
 from services.ca.profiles import Profile
 from services.ca.request import CertificateRequest
 from services.ca.signer import Issuer
 
 _VERSION_3 = bytes.fromhex("a003020102")
 _CRITICAL = bytes.fromhex("0101ff")
-_BIT_STRING = 0x03
-_NO_NAME = b"\x30\x00"
 
 # RFC 5280 section 4.1.2.5: UTCTime through the year 2049.
 _LAST_UTC_YEAR = 2049
@@ -44,10 +48,7 @@ class Unsigned:
     tbs_certificate_bytes: bytes
     algorithm: bytes
     serial_number: int
-    subject: x509.Name
     key_id: bytes
-    not_valid_before_utc: datetime
-    not_valid_after_utc: datetime
 
 
 class Template:
@@ -55,6 +56,7 @@ class Template:
 
     def __init__(self, profile: Profile, issuer: Issuer, kind: KeyType) -> None:
         self.algorithm = signature_algorithm(issuer.public_keys[0])
+        self._kind = kind
         self._algorithm_and_issuer = self.algorithm + issuer.certificate.subject.public_bytes()
         parts = [
             _extension(issuer.key_id, critical=False),
@@ -72,56 +74,51 @@ class Template:
 
     def fill(self, request: CertificateRequest, decision: Decision, serial: int) -> Unsigned:
         """Return the certificate for a request about which all is decided."""
-        names, validity = decision.names, decision.validity
-        public_key = request.public_key
-        key_id = key_identifier(public_key)
-        alternatives = b""
-        if names.alternatives is not None:
-            alternatives = _extension(names.alternatives, critical=names.critical)
-        extensions = b"".join(
-            (
-                _SUBJECT_KEY_IDENTIFIER,
-                key_id,
-                self._before_names,
-                alternatives,
-                self._behind_names,
+        names = decision.names
+        key = subject_public_key_info(request.public_key)
+        key_id = identifier_of(key, self._kind)
+        alternatives = names.alternatives_der
+        if alternatives:
+            alternatives = der.sequence(
+                _ALTERNATIVE_NAMES,
+                _CRITICAL if names.critical else b"",
+                der.element(der.OCTET_STRING, alternatives),
             )
-        )
         tbs = der.sequence(
             _VERSION_3,
             # a leading zero octet where the first bit would be a sign
             der.element(der.INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1, "big")),
             self._algorithm_and_issuer,
-            der.sequence(_time(validity.not_before), _time(validity.not_after)),
-            names.subject.public_bytes() if names.subject else _NO_NAME,
-            public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-            der.explicit(3, der.sequence(extensions)),
+            _validity(decision.validity),
+            names.subject_der,
+            key,
+            der.explicit(
+                3,
+                der.sequence(
+                    _SUBJECT_KEY_IDENTIFIER,
+                    key_id,
+                    self._before_names,
+                    alternatives,
+                    self._behind_names,
+                ),
+            ),
         )
-        return Unsigned(
-            tbs,
-            self.algorithm,
-            serial,
-            names.subject,
-            key_id,
-            validity.not_before,
-            validity.not_after,
-        )
+        return Unsigned(tbs, self.algorithm, serial, key_id)
 
 
-def assemble(unsigned: Unsigned, signature: bytes) -> x509.Certificate:
-    """Put the authority's signature behind what was signed.
+def assemble(unsigned: Unsigned, signature: bytes) -> bytes:
+    """Put the authority's signature behind what was signed; return the certificate in DER.
 
     `signature` is as the algorithm has it in a certificate: ECDSA as a DER sequence, RSA and
-    Ed25519 as plain octets. Raises ValueError if the whole is no certificate.
+    Ed25519 as plain octets.
     """
     # Certificate ::= SEQUENCE { tbsCertificate, signatureAlgorithm, signatureValue }, RFC 5280
     # section 4.1
-    whole = der.sequence(
+    return der.sequence(
         unsigned.tbs_certificate_bytes,
         unsigned.algorithm,
-        der.element(_BIT_STRING, b"\0", signature),
+        der.element(der.BIT_STRING, b"\0", signature),
     )
-    return x509.load_der_x509_certificate(whole)
 
 
 def signature_algorithm(key: PublicKey) -> bytes:
@@ -139,19 +136,20 @@ def signature_algorithm(key: PublicKey) -> bytes:
 def _extension(value: x509.ExtensionType, *, critical: bool) -> bytes:
     # Extension ::= SEQUENCE { extnID, critical DEFAULT FALSE, extnValue }: FALSE is not written
     return der.sequence(
-        _oid(value.oid.dotted_string),
+        der.oid(value.oid.dotted_string),
         _CRITICAL if critical else b"",
         der.element(der.OCTET_STRING, value.public_bytes()),
     )
 
 
-@lru_cache(maxsize=32)
-def _oid(dotted: str) -> bytes:
-    return der.oid(dotted)
-
-
 # SEQUENCE { 2.5.29.14, OCTET STRING { OCTET STRING of 20 octets } } without those octets
 _SUBJECT_KEY_IDENTIFIER = bytes.fromhex("301d0603551d0e04160414")
+_ALTERNATIVE_NAMES = der.oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME.dotted_string)
+
+
+@lru_cache(64)  # what is issued in one second by one profile has the same
+def _validity(validity: Validity) -> bytes:
+    return der.sequence(_time(validity.not_before), _time(validity.not_after))
 
 
 def _time(moment: datetime) -> bytes:

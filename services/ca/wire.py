@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -129,8 +130,7 @@ def query(environ: WSGIEnvironment, *known: str) -> dict[str, str]:
     if not text:
         return {}
     try:
-        text = text.encode("latin-1").decode("utf-8")
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=QUERY_LIMIT)
+        pairs = _pairs(text)
     except ValueError:
         raise Failure(400, "the query is not UTF-8, or too long", field="") from None
     values: dict[str, str] = {}
@@ -143,6 +143,12 @@ def query(environ: WSGIEnvironment, *known: str) -> dict[str, str]:
             raise Failure(400, "must have 1 to 512 printable characters", field=name)
         values[name] = value
     return values
+
+
+@lru_cache(256)  # at most 4 KB each, gunicorn's limit of a request's first line
+def _pairs(text: str) -> list[tuple[str, str]]:
+    text = text.encode("latin-1").decode("utf-8")
+    return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=QUERY_LIMIT)
 
 
 def page_limit(values: Mapping[str, str]) -> int:
@@ -166,9 +172,11 @@ def chosen(environ: WSGIEnvironment, offered: Sequence[str]) -> str:
 
     The first that is offered where the client does not mind; Failure 406 if it wants none.
     """
-    accept = environ.get("HTTP_ACCEPT", "")
+    accept = str(environ.get("HTTP_ACCEPT", ""))
     if not accept or accept == "*/*":
         return offered[0]
+    if accept in offered:
+        return accept
     wanted = [_range(each) for each in accept.split(",")[:32]]
     best, best_quality = None, 0.0
     for each in offered:

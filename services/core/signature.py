@@ -76,14 +76,13 @@ def matches(secrets: Iterable[Prepared], message: bytes, offered: str) -> bool:
     Every secret is tried, whichever matches, and each comparison takes constant time: the time
     taken tells neither how near a guess is nor which secret is in use.
     """
-    if not offered.isascii():
-        return False
+    given = offered.encode("utf-8", "replace")
     found = False
     for inner, outer in secrets:
         first, expected = inner.copy(), outer.copy()
         first.update(message)
         expected.update(first.digest())
-        found |= hmac.compare_digest(expected.hexdigest(), offered)
+        found |= hmac.compare_digest(expected.hexdigest().encode("ascii"), given)
     return found
 
 

@@ -28,12 +28,12 @@ from services.core import log, readiness
 from services.core.config import load
 from services.core.database import Database, Unavailable
 from services.core.deploy import CHECK_ONLY, check_once, require_gatekeeper
-from services.core.errors import Failure, text_body
+from services.core.errors import Failure
 from services.core.identity import InstanceClaim
 from services.core.revision import RevisionWatch
 from services.core.signature import load_secrets
 from services.metadata.cache import Cache, Known
-from services.metadata.pages import TEXT, Page, Settings, Special
+from services.metadata.pages import Page, Settings, Special
 from services.metadata.store import Missing, Password, Store, Taken
 from services.metadata.tokens import MAX_TTL, MIN_TTL, Tokens
 from services.metadata.tree import is_canonical, vendor_data
@@ -52,10 +52,6 @@ TTL_HEADER = "HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS"
 TOKEN_PATH = "/latest/api/token"  # noqa: S105 - a path
 
 NOT_FOUND = "The resource could not be found."
-_ABSENT = text_body(Failure(404, NOT_FOUND))
-ABSENT = ("404 Not Found", Page.of(_ABSENT, TEXT).headers, _ABSENT)
-"""What the errors filter makes of a 404, with style text."""
-
 BEHIND_NEUTRON = {401: 403, 405: 400}
 """A stock Neutron or OVN metadata agent (signature version 1) turns a status it does not know into
 500; these are the nearest that it passes on."""
@@ -113,8 +109,8 @@ class Metadata:
 
     def answer_at_once(
         self, claim: InstanceClaim, environ: WSGIEnvironment
-    ) -> tuple[str, tuple[tuple[str, str], ...], bytes] | None:
-        """Status, headers and body for a GET, out of memory (`middleware.shortcut`).
+    ) -> tuple[tuple[tuple[str, str], ...], bytes] | None:
+        """What is in memory for a GET (`middleware.shortcut`).
 
         None, or an exception, for whatever needs `__call__`, which looks again and says why.
         """
@@ -123,11 +119,10 @@ class Metadata:
             return None
         if TOKEN_HEADER in environ or not known.unguarded:
             self._admit(environ, known)
-        path = environ["PATH_INFO"]
-        page = known.pages.get(path)
+        page = known.pages.get(environ["PATH_INFO"])
         if page is None:
-            return ABSENT if path in known.absent else None
-        return "200 OK", page.headers, page.body if page.seed_at is None else page.complete()
+            return None
+        return page.headers, page.body if page.seed_at is None else page.complete()
 
     def _who(self, environ: WSGIEnvironment, claim: InstanceClaim | None) -> Known:
         if self._by_address:

@@ -43,23 +43,9 @@ FOLLOWED = 10_000
 
 
 class Known:
-    """An instance in memory.
+    """An instance in memory. ``pages`` maps a canonical PATH_INFO to what is sent for it."""
 
-    ``pages`` maps a canonical PATH_INFO to what is sent for it, ``absent`` holds those of a boot at
-    which there is nothing.
-    """
-
-    __slots__ = (
-        "absent",
-        "hosts",
-        "id",
-        "instance",
-        "pages",
-        "project_id",
-        "size",
-        "tree",
-        "unguarded",
-    )
+    __slots__ = ("hosts", "id", "instance", "pages", "project_id", "size", "tree", "unguarded")
 
     def __init__(self, instance: Instance, settings: Settings) -> None:
         self.instance = instance
@@ -73,7 +59,6 @@ class Known:
         # All that a boot asks for, at once: page by page, between requests of others, it takes
         # several times as long.
         self.pages: dict[str, Page] = dict(self.tree.boot())
-        self.absent = self.tree.absent(self.pages)
         self.size = INSTANCE_BYTES + len(instance.user_data or b"")
         self.size += sum(self.cost(page) for page in self.pages.values())
 

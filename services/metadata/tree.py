@@ -7,7 +7,7 @@ place. A path that is no place is None, never an exception: paths come from inst
 
 import datetime
 import sys
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from services.metadata.ec2 import Ec2Tree
 from services.metadata.model import Instance
@@ -67,15 +67,6 @@ _BOOT_PATHS = (
     _BOOT_VERSION + "network_data.json",
     "/latest/meta-data/",
 )
-
-
-_sets: dict[frozenset[str], frozenset[str]] = {}
-
-
-def _paths(paths: Iterable[str]) -> frozenset[str]:
-    """The set of these paths of a boot, one object for all instances that have the same."""
-    found = frozenset(paths)
-    return _sets.setdefault(found, found)
 
 
 def _entry(line: str) -> str:
@@ -142,10 +133,6 @@ class Tree:
                 yield sys.intern(path), page
                 if path.endswith("/") and path != "/":
                     paths += [path + _entry(line) for line in page.body.decode().split("\n")]
-
-    def absent(self, boot: Container[str]) -> frozenset[str]:
-        """Of what cloud-init asks for at each boot, what this instance has not; ``boot`` it has."""
-        return _paths(path for path in _BOOT_PATHS if path not in boot and self.page(path) is None)
 
     def _intern(self, body: bytes, content_type: str) -> Page:
         key = (body, content_type)

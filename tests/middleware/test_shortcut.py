@@ -61,7 +61,7 @@ class Application:
 
     def answer_at_once(self, claim, _environ):
         self.ways.append("short")
-        return None if self.nothing_ready else ("200 OK", *self._answer(claim))
+        return None if self.nothing_ready else self._answer(claim)
 
     def __call__(self, environ, start_response):
         self.ways.append("filters")

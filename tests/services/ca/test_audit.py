@@ -2,11 +2,15 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import delete, update
 
 from services.ca import audit
@@ -158,3 +162,21 @@ def test_an_entry_that_is_rolled_back_leaves_no_gap(database_url: str) -> None:
     verdict = ledger.verify_audit()
     assert (verdict.entries, verdict.bad) == (2, None)
     database.close()
+
+
+@given(
+    texts=st.lists(st.text(max_size=600), min_size=7, max_size=7),
+    values=st.dictionaries(
+        st.sampled_from(["serial", "names", "profile", "reason", "field", "via"]),
+        st.none() | st.booleans() | st.integers() | st.text(max_size=600) | st.lists(st.text()),
+    ),
+)
+def test_the_json_is_the_library_s(texts: list[str], values: dict[str, Any]) -> None:
+    """What is put together by hand, and hashed for good, is what an encoder writes."""
+    text = detail(values)
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    assert json.loads(text).keys() == values.keys()
+    fields = json.dumps([GENESIS, 7, *texts], separators=(",", ":"))
+    assert (
+        audit.entry_hash(GENESIS, 7, Entry(*texts)) == hashlib.sha256(fields.encode()).hexdigest()
+    )

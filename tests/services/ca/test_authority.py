@@ -30,6 +30,7 @@ from services.ca.profile_file import SHIPPED, parse
 from services.ca.refusal import Refused
 from services.ca.request import make_request
 from services.ca.states import HELD, ISSUED, PENDING, REVOKED, UNKNOWN
+from services.ca.template import Unsigned
 from services.core.database import Unavailable
 from services.core.identity import ADMINS, HOSTS, OPERATORS
 
@@ -197,7 +198,7 @@ def test_a_key_that_fails_or_lies_gives_nothing_out(
         authority.issue("client", client(), ADMIN)
     monkeypatch.undo()
     assert trail(authority.ledger)[-1] == ("client:ann", "issue", "failed")
-    other = authority.issue("client", client("carol"), COMMAND).certificate
+    other = authority.issue("client", client("carol"), COMMAND).der
     monkeypatch.setattr(authority_module, "assemble", lambda *_: other)
     with pytest.raises(SigningFailed, match="is not what was recorded"):
         authority.issue("client", client(), ADMIN)
@@ -211,7 +212,7 @@ def test_a_certificate_revoked_while_it_is_made_is_not_given(
 ) -> None:
     """Whoever revokes a pending serial wins over the process that is signing it."""
 
-    def revoke_first(unsigned: x509.Certificate, signature: bytes) -> x509.Certificate:
+    def revoke_first(unsigned: Unsigned, signature: bytes) -> bytes:
         authority.revoke(authority.active_id, unsigned.serial_number, "superseded", COMMAND)
         return assemble(unsigned, signature)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from services.ca.authority import Actor, Authority, entry
-from services.ca.commit import Work
+from services.ca.authority import Actor, Authority, Issued, SigningFailed, entry
+from services.ca.commit import Lookup, Work
 from services.ca.keys import generate_key
+from services.ca.ledger import Search
 from services.ca.request import make_request
-from services.ca.states import ISSUED, PENDING
+from services.ca.states import ISSUED, PENDING, REVOKED
 from services.core.database import Unavailable
 
 ACTOR = Actor("command:test", frozenset(), "", "", "command")
@@ -83,11 +85,11 @@ def test_one_that_fails_leaves_the_others_alone(
     complete = authority.ledger.complete
     failing: list[str] = []
 
-    def fail_one(connection: Any, authority_id: str, serial: str, *rest: Any) -> bool:
-        failing[:] = failing or [serial]
-        if serial == failing[0]:
+    def fail_one(connection: Any, completions: Any) -> bool:
+        failing[:] = failing or [completions[0].serial]
+        if failing[0] in [each.serial for each in completions]:
             raise Unavailable("just this one")
-        return complete(connection, authority_id, serial, *rest)
+        return complete(connection, completions)
 
     monkeypatch.setattr(authority.ledger, "complete", fail_one)
     results = run_together(makings)
@@ -131,14 +133,10 @@ def test_a_database_that_is_away_is_told_to_all(
 def test_threads_share_commits_too(authority: Authority) -> None:
     """Settled from several threads at once, every step is written exactly once."""
     authority.register()
-    written: list[str] = []
 
     def work(name: str) -> Work:
-        def apply(_connection: Any) -> Any:
-            written.append(name)
-            return entry(ACTOR, "test", "done", {"name": name}, authority.clock())
-
-        return authority.commits.add(apply)
+        made = entry(ACTOR, "test", "done", {"name": name}, authority.clock())
+        return authority.commits.add(Work(made))
 
     def settle(name: str) -> Callable[[], None]:
         return lambda: authority.commits.settle(work(name))
@@ -148,5 +146,71 @@ def test_threads_share_commits_too(authority: Authority) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    written = [json.loads(row.entry.detail)["name"] for row in authority.ledger.trail(limit=100)]
     assert sorted(written) == sorted(f"step {place}" for place in range(24))
     assert authority.ledger.verify_audit().entries == 24
+
+
+def test_certificates_are_looked_up_together(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets its own, one that is asked for often is read once, and all of it is of now."""
+    requests = [make_request(generate_key().public_key(), common_name=n) for n in ("a", "b")]
+    issued = [authority.issue("client", request, ACTOR) for request in requests]
+    names = [each.record.fingerprint or "" for each in issued]
+    read: list[str] = []
+    whole = authority.ledger.by_fingerprint_in
+
+    def noted(connection: Any, fingerprint: str) -> Any:
+        read.append(fingerprint)
+        return whole(connection, fingerprint)
+
+    monkeypatch.setattr(authority.ledger, "by_fingerprint_in", noted)
+    wanted = [names[0], names[1], names[0], "0" * 64, names[0]]
+    waiting = [authority.lookups.add(Lookup(name)) for name in wanted]
+    # what changes before the first settles is seen by all
+    authority.revoke(issued[1].authority_id, issued[1].serial, "superseded", ACTOR)
+    for each in waiting:
+        authority.lookups.settle(each)
+    found = [each.record and (each.record.serial, each.record.state) for each in waiting]
+    first = (issued[0].record.serial, ISSUED)
+    assert found == [first, (issued[1].record.serial, REVOKED), first, None, first]
+    assert sorted(read) == sorted({*wanted})
+    dropped = authority.lookups.add(Lookup(names[0]))
+    authority.lookups.drop(dropped)
+    authority.lookups.settle(authority.lookups.add(Lookup(names[1])))
+    assert not dropped.settled
+
+
+def test_a_look_up_that_fails_is_told_to_all(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is let through because the database was away for another."""
+    waiting = [authority.lookups.add(Lookup(str(place) * 64)) for place in range(3)]
+    hit: list[bool] = []
+
+    def away(*_arguments: Any) -> None:
+        hit.append(True)
+        raise Unavailable("gone")
+
+    monkeypatch.setattr(authority.ledger, "by_fingerprint_in", away)
+    for each in waiting:
+        with pytest.raises(Unavailable):
+            authority.lookups.settle(each)
+    assert hit == [True]
+
+
+def test_one_that_was_revoked_meanwhile_leaves_the_others_alone(authority: Authority) -> None:
+    """It is not stored and not given out; those beside it are."""
+    authority.register()
+    makings = [steps(authority, f"user{place}") for place in range(3)]
+    for _ in range(2):  # to where each is signed and waits to be stored
+        for making in makings:
+            next(making)
+    pending = authority.ledger.search(Search(state=PENDING), now=authority.clock(), limit=10)
+    serial = next(each.serial for each in pending if each.common_name == "user1")
+    authority.revoke(authority.active_id, int(serial, 16), "superseded", ACTOR)
+    results = run_together(makings)
+    assert [type(each) for each in results] == [Issued, SigningFailed, Issued]
+    assert states(authority) == [ISSUED, ISSUED, REVOKED]
+    assert authority.ledger.verify_audit().whole

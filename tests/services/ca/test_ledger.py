@@ -12,6 +12,7 @@ from cryptography import x509
 from services.ca.hierarchy import Hierarchy
 from services.ca.issue import random_serial
 from services.ca.ledger import (
+    Completion,
     Ledger,
     Reservation,
     Search,
@@ -56,12 +57,16 @@ def reservation(serial: int = 1, **values: Any) -> Reservation:
     return Reservation(**{**fields, **values})
 
 
+def completion(serial: str, fingerprint: str) -> Completion:
+    return Completion(AUTHORITY, serial, fingerprint, b"der")
+
+
 def put(ledger: Ledger, serial: int = 1, **values: Any) -> None:
     """A certificate that was issued."""
     with ledger.database.write() as writer:
         ledger.reserve(writer.connection, [reservation(serial, **values)])
         text = serial_text(serial)
-        assert ledger.complete(writer.connection, AUTHORITY, text, f"{serial:064x}", b"der")
+        assert ledger.complete(writer.connection, [completion(text, f"{serial:064x}")])
 
 
 def test_times_and_serials_sort_as_text() -> None:
@@ -94,8 +99,8 @@ def test_a_certificate_is_pending_then_issued(ledger: Ledger) -> None:
     assert ledger.status(AUTHORITY, serial_text(1)).state == PENDING
     assert ledger.der(AUTHORITY, serial_text(1)) is None
     with ledger.database.write() as writer:
-        done = ledger.complete(writer.connection, AUTHORITY, serial_text(1), "f" * 64, b"der")
-        again = ledger.complete(writer.connection, AUTHORITY, serial_text(1), "e" * 64, b"other")
+        done = ledger.complete(writer.connection, [completion(serial_text(1), "f" * 64)])
+        again = ledger.complete(writer.connection, [completion(serial_text(1), "e" * 64)])
     assert (done, again) == (True, False)
     record = ledger.by_fingerprint("f" * 64)
     assert record == ledger.by_serial(serial_text(1))
