@@ -355,13 +355,19 @@ class Stand:
 
     # ---- processes -----------------------------------------------------------------------------
 
-    def start(self, name: str, *command: str | Path, **options: Any) -> Process:
-        """Start a program whose output goes to log/NAME.log."""
+    def start(
+        self,
+        name: str,
+        *command: str | Path,
+        enter: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Process:
+        """Start a program whose output goes to log/NAME.log, on another machine with ``enter``."""
         path = self.log_dir / f"{name}.log"
         log: IO[bytes]
         with path.open("ab") as log:
             popen = subprocess.Popen(
-                [str(word) for word in (*self.enter, *command)],
+                [str(word) for word in (*(self.enter if enter is None else enter), *command)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

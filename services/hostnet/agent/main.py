@@ -1,17 +1,20 @@
 """The `mooring-agent` command: keeps this host as the controllers say it should be.
 
-So far it keeps the metadata path: which instances of this host ask from which network and address,
-in HAProxy's map, and a frontend in the namespace of each network. It holds no database
-credential: it asks the controllers' API with the host's certificate, which shows it its own
-instances and no other's. While no controller answers, what they said last is kept up.
+It keeps two things: the network (services.hostnet.agent.network: bridges, tunnels, ports), and the
+metadata path: which instances of this host ask from which network and address, in HAProxy's map,
+and a frontend in the namespace of each network. It holds no database credential: it asks the
+controllers' APIs with the host's certificate, which shows it its own instances and no other's.
+While no controller answers, what they said last is kept up.
 """
 
 import contextlib
+import json
 import logging
 import signal
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +25,13 @@ import urllib3
 
 from services.core import log
 from services.core.config import ConfigError
-from services.hostnet.agent import config
+from services.hostnet.agent import config, kernel
+from services.hostnet.agent.context import Attachment
+from services.hostnet.agent.controller import ControllerError as NetworkError
 from services.hostnet.agent.haproxy import Identities, NetworkPath, render_maps
 from services.hostnet.agent.metadata_proxy import Applied, MetadataProxy, ProxyError
+from services.hostnet.agent.network import NetworkAgent
+from services.hostnet.agent.state import State
 
 LOG = structlog.get_logger("mooring.agent")
 
@@ -186,37 +193,209 @@ def main(context: click.Context, path: str) -> None:
     # urllib3 says at warning level what we say ourselves, once
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
-        context.obj = Agent(config.read(path))
+        context.obj = config.read(path)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _network(values: Any) -> NetworkAgent | None:
+    """The network's part, if this host has one; raises ClickException."""
+    if not values.network_urls:
+        return None
+    try:
+        return NetworkAgent(values, config.host_facts(values), {})
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _metadata(values: Any) -> Agent:
+    try:
+        return Agent(values)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
 
 
 @main.command()
+@click.option("--once", is_flag=True, help="Once, which is what it does anyhow.")
 @click.pass_obj
-def apply(agent: Agent) -> None:
-    """Bring the host up to date once, and say what was done."""
+def apply(values: Any, once: bool) -> None:
+    """Bring the host up to date once, and say what was done.
+
+    \b
+    Examples:
+      mooring-agent apply
+    """
+    del once
+    agent, network = _metadata(values), _network(values)
+    left_out: dict[str, str] = {}
     try:
+        if network is not None:
+            click.echo(f"network: {network.apply()} operations")
+            left_out = {" ".join(k): v for k, v in network.reconciler.failures.items()}
         applied = agent.apply()
-    except (ControllerError, ProxyError) as error:
+    except (ControllerError, NetworkError, ProxyError, kernel.KernelError) as error:
         raise click.ClickException(str(error)) from None
     for step in applied.steps or ("nothing to do",):
         click.echo(step)
-    for what, reason in applied.fenced.items():
+    left_out.update(applied.fenced)
+    for what, reason in left_out.items():
         click.echo(f"left out: {what}: {reason}", err=True)
-    if applied.fenced:
+    if left_out:
         sys.exit(1)
 
 
 @main.command()
+@click.option("-f", "--format", "style", type=click.Choice(["table", "json"]), default="table")
 @click.pass_obj
-def run(agent: Agent) -> None:
+def plan(values: Any, style: str) -> None:
+    """Say what would change on this host's network, and change nothing.
+
+    \b
+    Examples:
+      mooring-agent plan
+      mooring-agent plan -f json
+    """
+    network = _needed(values)
+    try:
+        todo = network.once()
+    except (NetworkError, kernel.KernelError) as error:
+        raise click.ClickException(str(error)) from None
+    failures = {**network.reconciler.compiler.desired.failures, **todo.failures}
+    if style == "json":
+        document = {
+            "operations": [each.to_json() for each in todo.operations],
+            "failures": [
+                {"kind": kind, "id": object_id, "reason": reason}
+                for (kind, object_id), reason in failures.items()
+            ],
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    for each in todo.operations:
+        where = f"[{each.namespace}] " if each.namespace else ""
+        click.echo(f"{where}{each.program} {each.text.strip()}")
+    for owner, reason in failures.items():
+        click.echo(f"left out: {' '.join(owner)}: {reason}", err=True)
+    if not todo.operations:
+        click.echo("nothing to do")
+
+
+@main.command()
+@click.pass_obj
+def status(values: Any) -> None:
+    """Say what this host carries and whether it is as it is to be.
+
+    \b
+    Examples:
+      mooring-agent status
+    """
+    network = _needed(values)
+    kept = network.state.load()
+    if kept is None:
+        raise click.ClickException("there is no view yet: has the agent run?")
+    token, view = kept
+    network.reconciler.replace(token, view)
+    try:
+        todo = network.reconciler.plan()
+    except kernel.KernelError as error:
+        raise click.ClickException(str(error)) from None
+    wired = network.reconciler.wired()
+    click.echo(f"revision  {token.split('.')[1]}")
+    click.echo(f"networks  {len(view.networks)}")
+    click.echo(f"ports     {len(view.ports)}, {len(wired)} of them wired")
+    click.echo(f"differs   {len(todo.operations)} operations left (mooring-agent plan)")
+    for owner, reason in network.reconciler.compiler.desired.failures.items():
+        click.echo(f"left out  {' '.join(owner)}: {reason}")
+
+
+@main.command()
+@click.argument("port")
+@click.option("--netns", required=True, help="Named namespace that the port ends in.")
+@click.option("--name", default="eth0", show_default=True, help="Name of the link in there.")
+@click.option("--address", is_flag=True, help="Set its addresses and default route too.")
+@click.option("--wait", default=10.0, show_default=True, help="Seconds to wait until it is wired.")
+@click.pass_obj
+def attach(values: Any, port: str, netns: str, name: str, address: bool, wait: float) -> None:
+    """Let PORT, which is bound to this host, end in a named namespace.
+
+    \b
+    Examples:
+      mooring-agent attach 0a1b2c3d-0000-4000-8000-000000000000 --netns vm1
+    """
+    state = State(values.state_dir)
+    try:
+        state.attach(Attachment(port, netns, name, address))
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    deadline = time.monotonic() + wait
+    while time.monotonic() < deadline:
+        status, *_ = kernel.run(["ip", "-n", netns, "link", "show", "dev", name, "up"])
+        if status == 0:
+            click.echo(f"port {port} ends in {netns} as {name}")
+            return
+        time.sleep(0.05)
+    click.echo(f"port {port} will end in {netns} as {name} once the agent has wired it")
+
+
+@main.command()
+@click.argument("port")
+@click.pass_obj
+def detach(values: Any, port: str) -> None:
+    """Take PORT out of the namespace it ends in; again changes nothing.
+
+    \b
+    Examples:
+      mooring-agent detach 0a1b2c3d-0000-4000-8000-000000000000
+    """
+    try:
+        found = State(values.state_dir).detach(port)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"port {port} is detached" if found else f"port {port} was not attached")
+
+
+@main.command()
+@click.pass_obj
+def accept(values: Any) -> None:
+    """Believe the next whole view, although it has lost more than half of this host's ports.
+
+    \b
+    Examples:
+      mooring-agent accept
+    """
+    state = State(values.state_dir)
+    try:
+        state.prepare()
+        (state.directory / "accept").touch()
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo("the next whole view will be taken up; restart the agent to read it now")
+
+
+def _needed(values: Any) -> NetworkAgent:
+    network = _network(values)
+    if network is None:
+        raise click.ClickException("network_urls is empty: this host has no network of ours")
+    return network
+
+
+@main.command()
+@click.pass_obj
+def run(values: Any) -> None:
     """Keep the host up to date until the agent is stopped.
 
-    HAProxy stays when the agent stops: instances go on reading their metadata.
+    Links, HAProxy and what else it made stay when the agent stops: instances go on as before.
+
+    \b
+    Examples:
+      mooring-agent run
     """
+    agent, network = _metadata(values), _network(values)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    if network is not None:
+        threading.Thread(target=network.run, args=(ended,), name="network", daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         agent.run(ended)
 
