@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test bench bench-metadata bench-ca demo samples clean
+.PHONY: help setup lint test bench bench-metadata bench-ca bench-network demo samples clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,13 +21,16 @@ test:  ## set up and run the whole test suite, end-to-end tests included
 demo:  ## the whole suite on this machine, two instances, their curl and cloud-init
 	tools/demo
 
-bench: bench-metadata bench-ca  ## every benchmark; table and build/bench.json
+bench: bench-metadata bench-ca bench-network  ## every benchmark; table and build/bench.json
 
 bench-metadata: setup  ## a boot storm beside a trivial application under the same servers
 	$(PYTHON) tools/bench metadata
 
 bench-ca: setup  ## certificates per CPU second beside a bare loop and cfssl
 	$(PYTHON) tools/bench ca
+
+bench-network: setup  ## a host's ports beside one ip -batch of the same kernel objects
+	$(PYTHON) tools/bench network
 
 samples: setup  ## write etc/mooring/*.sample from the options that the code knows
 	PYTHON=$(CURDIR)/$(PYTHON) tools/generate-samples

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import bench_ca
 import bench_metadata
+import bench_network
 
 RESULTS = Path(__file__).resolve().parent.parent / "build" / "bench.json"
 
@@ -39,7 +40,9 @@ def count(text: str) -> int:
 def main() -> None:
     """Run the parts named on the command line."""
     parser = argparse.ArgumentParser(prog="bench", description="Runs Mooring's benchmarks.")
-    parser.add_argument("part", nargs="?", choices=["all", "metadata", "ca"], default="all")
+    parser.add_argument(
+        "part", nargs="?", choices=["all", "metadata", "ca", "network"], default="all"
+    )
     parser.add_argument("--instances", type=count, default=1000, help="instances that boot (1000)")
     parser.add_argument(
         "--certificates",
@@ -47,6 +50,7 @@ def main() -> None:
         default=1000,
         help="ECDSA certificates of each side in a round (1000); RSA: a fourth",
     )
+    parser.add_argument("--ports", type=count, default=1000, help="ports of a host (1000)")
     parser.add_argument("--rounds", type=count, default=3, help="rounds; medians are given (3)")
     parser.add_argument(
         "--workers",
@@ -76,5 +80,8 @@ def main() -> None:
             rounds=arguments.rounds,
             workers=arguments.workers or max(2, cores),
         )
+        merge(arguments.output, results)
+    if arguments.part in ("all", "network"):
+        results = bench_network.run(ports=arguments.ports, rounds=arguments.rounds)
         merge(arguments.output, results)
     print(f"\nwritten to {arguments.output}")

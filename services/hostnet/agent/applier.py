@@ -33,7 +33,9 @@ def carry_out(plan: Plan) -> dict[Owner, str]:
     """
     failures = dict(plan.failures)
     for (phase, program, namespace), group in groupby(
-        plan.operations, key=lambda op: (op.phase, op.program, op.namespace)
+        plan.operations,
+        # one visit sets all up
+        key=lambda op: (op.phase, op.program, "" if op.program == "up" else op.namespace),
     ):
         operations = [op for op in group if op.owner not in failures or phase >= REMOVE]
         for op, reason in _run(program, namespace, operations):
@@ -49,6 +51,10 @@ def _run(
         if program in ("ip", "bridge"):
             failed = kernel.batch(program, namespace, [op.text for op in operations])
             yield from ((operations[index], reason) for index, reason in failed.items())
+            return
+        if program == "up":
+            said = netlink.bring_up([(op.namespace, op.text) for op in operations])
+            yield from ((op, why) for op, why in zip(operations, said, strict=True) if why)
             return
     except KernelError as error:
         yield from ((op, str(error)) for op in operations)
@@ -68,11 +74,8 @@ def _one(op: Operation) -> str | None:
     if op.program == "netns":
         status, _, complaint = kernel.run(["ip", "netns", *op.text.split()])
         return complaint.strip()[:200] or "it failed" if status else None
-    if op.program == "sysctl":
-        name, _, value = op.text.partition("=")
-        kernel.write_sysctl(op.namespace, name, value)
-        return None
-    netlink.bring_up(op.namespace, op.text)
+    name, _, value = op.text.partition("=")
+    kernel.write_sysctl(op.namespace, name, value)
     return None
 
 

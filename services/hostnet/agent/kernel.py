@@ -87,8 +87,13 @@ def namespaces() -> set[str]:
         return set()
 
 
-def read(wanted: Iterable[str] = (), sysctls: Iterable[tuple[str, str]] = ()) -> Actual:
-    """What is there: in the host's namespace, in each of ours, and links of those in ``wanted``.
+def has_namespace(name: str) -> bool:
+    """Whether there is a namespace of this name."""
+    return (netlink.NAMESPACES / name).exists()
+
+
+def read(sysctls: Iterable[tuple[str, str]] = ()) -> Actual:
+    """What is there: in the host's namespace and in each of ours, not in those of instances.
 
     ``sysctls`` are (namespace, name) of values to read as well.
     """
@@ -97,8 +102,6 @@ def read(wanted: Iterable[str] = (), sysctls: Iterable[tuple[str, str]] = ()) ->
     for name in sorted(actual.namespaces):
         if names.is_our_namespace(name):
             _read_namespace(actual, name)
-    for name in sorted(set(wanted) & actual.namespaces - set(actual.links)):
-        actual.links[name] = links(name)
     for namespace, group in groupby(sorted(sysctls), key=lambda item: item[0]):
         with contextlib.suppress(OSError):
             values = netlink.inside(namespace, lambda g=tuple(group): _sysctls(g))  # type: ignore[misc]

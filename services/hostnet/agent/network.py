@@ -119,8 +119,7 @@ class Reconciler:
         """What a full pass would do; with ``reload`` it loads every filter anew."""
         items = self.wanted.values()
         self._actual = kernel.read(
-            {item.namespace for item in items if isinstance(item, Link)},
-            [(item.namespace, item.name) for item in items if isinstance(item, Sysctl)],
+            [(item.namespace, item.name) for item in items if isinstance(item, Sysctl)]
         )
         return plan.everything(self.wanted, self._actual, reload=reload)
 
@@ -136,7 +135,13 @@ class Reconciler:
         if self._actual is None:
             return self.full()
         # those of instances come and go by others' doing
-        self._actual.namespaces = kernel.namespaces()
+        for key in keys:
+            item = self.wanted.get(key)
+            if isinstance(item, Link) and item.namespace:
+                known = self._actual.namespaces
+                (known.add if kernel.has_namespace(item.namespace) else known.discard)(
+                    item.namespace
+                )
         todo = plan.changes(keys, self._before, self.wanted, self._actual)
         self._carry_out(todo, keys)
         return len(todo.operations)
@@ -167,7 +172,11 @@ class Reconciler:
             if item is not None
         }
         kept = {owner: reason for owner, reason in self._failed.items() if owner not in touched}
-        self._before = dict(self.wanted)
+        for key in keys:
+            if key in self.wanted:
+                self._before[key] = self.wanted[key]
+            else:
+                self._before.pop(key, None)
         self._failed = {**kept, **failures, **self._supervise()}
 
     def _supervise(self) -> dict[Owner, str]:
@@ -260,7 +269,7 @@ class NetworkAgent:
         watch = LinkWatch()
         for work in (self._watch, self._send):
             threading.Thread(target=work, args=(ended,), name=work.__name__, daemon=True).start()
-        attachments = self.state.attachments()
+        attachments: object = None
         full_at, retry, failed = (0.0 if kept else float("inf")), RETRY_FIRST, False
         while not ended.is_set():
             begun = time.monotonic()
@@ -271,11 +280,13 @@ class NetworkAgent:
             except KernelError as error:
                 LOG.warning("not applied", reason=str(error))
                 full_at, failed = begun, True
-            now = self.state.attachments()
+            now = self.state.attachments_changed()
             try:
                 if now != attachments:
-                    self._did(self.reconciler.change(self.reconciler.attach(now)), "attachments")
                     attachments = now
+                    keys = self.reconciler.attach(self.state.attachments())
+                    if keys:
+                        self._did(self.reconciler.change(keys), "attachments")
                 told = watch.wait(0.001)
                 if told is None:
                     full_at = 0.0

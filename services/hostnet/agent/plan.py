@@ -131,6 +131,8 @@ class _Planner:
                 pass  # rules: nobody makes one yet; processes are their supervisors'
 
     def put_link(self, item: Link) -> None:
+        if item.initial and item.peer is not None and item.peer not in self.made:
+            return  # an instance's end: there with the host's end, and then the instance's own
         have = self.link(item.namespace, item.name)
         if item.kind == "existing":
             if have is not None:
@@ -141,7 +143,7 @@ class _Planner:
             have = None
         if have is None:
             self.make_link(item)
-        elif not item.initial:
+        else:
             self.set_link(item, have)
 
     def make_link(self, item: Link) -> None:
@@ -371,7 +373,7 @@ def _finished(planner: _Planner) -> Plan:
         plan.operations.append(
             Operation(UNMAKE, "ip", f"link del group {GROUP_REMOVED}", ("host", ""))
         )
-    plan.operations.sort(key=lambda op: op.phase)
+    plan.operations.sort(key=lambda op: (op.phase, op.program))
     return plan
 
 

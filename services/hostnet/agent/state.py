@@ -56,6 +56,13 @@ class State:
         text = json.dumps({"token": token, "objects": view.to_json()}, separators=(",", ":"))
         _write(self.directory / VIEW_FILE, text)
 
+    def attachments_changed(self) -> object:
+        """Something that is another thing once an attachment came, changed or went."""
+        try:
+            return (self.directory / ATTACHMENTS).stat().st_mtime_ns
+        except OSError:
+            return None
+
     def attachments(self) -> dict[str, Attachment]:
         """Attachments by port; a file that is none is left out."""
         found = {}

@@ -158,7 +158,7 @@ def test_a_plan_is_empty_once_it_is_carried_out(monkeypatch: pytest.MonkeyPatch)
     """What was learnt of an applied plan leaves nothing to do, in full and for single keys."""
     monkeypatch.setattr(kernel, "run", lambda *_: (0, "", ""))
     monkeypatch.setattr(kernel, "write_sysctl", lambda *_: None)
-    monkeypatch.setattr(applier.netlink, "bring_up", lambda *_: None)
+    monkeypatch.setattr(applier.netlink, "bring_up", lambda links: [None] * len(links))
     view = view_of(network(1), port(1, 1), endpoint(2, 1, "192.0.2.2"))
     attachments = {uuid(1, 1): Attachment(uuid(1, 1), "vm1")}
     wanted = compile_view(view, FACTS, attachments).objects
@@ -198,7 +198,7 @@ def test_each_program_that_fails_leaves_other_owners_alone(
 
     monkeypatch.setattr(kernel, "run", run)
     monkeypatch.setattr(kernel, "write_sysctl", lambda *_: None)
-    monkeypatch.setattr(applier.netlink, "bring_up", lambda *_: None)
+    monkeypatch.setattr(applier.netlink, "bring_up", lambda links: [None] * len(links))
     failures = applier.carry_out(plan.everything(wanted, actual))
     assert set(failures) == {("port", uuid(1, 1))}
     assert "injected" in failures[("port", uuid(1, 1))]
