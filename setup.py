@@ -38,6 +38,8 @@ TEST = [
     # the network API's real client
     "python-openstackclient>=7.0",
     "pytest>=8.2",
+    # two processes halve the gate's time; the pytest project keeps it
+    "pytest-xdist>=3.6",
     "ruff>=0.5",
     "types-WebOb",
     "types-jsonschema",

@@ -154,3 +154,10 @@ def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
 def database_url(request: pytest.FixtureRequest) -> str:
     """A new database with the schema in place, of each engine in turn."""
     return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole paths run one after another in one process: they share 169.254.169.254."""
+    for item in items:
+        if item.get_closest_marker("e2e"):
+            item.add_marker(pytest.mark.xdist_group("whole paths"))

@@ -66,7 +66,8 @@ class Tokens:
             raw = base64.b64decode(token, altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             return None
-        if len(raw) != _LENGTH:
+        # Python's decoder takes + and / as well, so one token would have several texts.
+        if len(raw) != _LENGTH or base64.urlsafe_b64encode(raw) != token.encode():
             return None
         head, mac = raw[: _HEAD.size], raw[_HEAD.size :]
         message = head + instance_id.encode()

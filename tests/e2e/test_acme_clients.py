@@ -186,6 +186,7 @@ class AcmeStand:
             # this controller serves nothing else
             f"include {etc}/nginx/metadata.conf;": "",
             f"include {etc}/nginx/operators.conf;": "",
+            f"include {etc}/nginx/network.conf;": "",
             f"#include {etc}/nginx/ca.conf;": f"include {etc}/nginx/ca.conf;",
         }
         for source in ("nginx", "gunicorn"):

@@ -293,7 +293,7 @@ class Store:
 
         `within` is done in the same transaction.
         """
-        key_id, key = key_id or new_id(), secrets.token_bytes(EXTERNAL_KEY_BYTES)
+        key_id, key = key_id or new_id(), new_external_key()
         with self.database.write() as writer:
             if within is not None:
                 within(writer)
@@ -753,6 +753,17 @@ class Store:
 def new_id() -> str:
     """128 random bits in hex: whoever knows an id knows nothing of another."""
     return secrets.token_hex(16)
+
+
+def new_external_key() -> bytes:
+    """A key whose base64url does not begin with a hyphen.
+
+    `certbot --eab-hmac-key -x...` takes such a key for an option and stops (measured: one key in
+    64). Leaving out the first six bits 62 costs 0.02 of 256 bits.
+    """
+    while (key := secrets.token_bytes(EXTERNAL_KEY_BYTES))[0] >> 2 == 62:
+        pass
+    return key
 
 
 def text(when: datetime) -> str:

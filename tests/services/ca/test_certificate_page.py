@@ -114,7 +114,7 @@ class Site:
                 ("listen 8080;", f"listen 127.0.0.1:{self.public_port};"),
             ):
                 text = text.replace(before, after)
-            for name in ("metadata", "operators"):
+            for name in ("metadata", "operators", "network"):
                 text = text.replace(f"    include {etc}/nginx/{name}.conf;", "")
             text = text.replace(
                 f"    #include {etc}/nginx/ca.conf", f"    include {etc}/nginx/ca.conf"

@@ -33,7 +33,7 @@ class Stand:
 
     def __init__(self, directory, pki, tools, network=None, flat=False):
         self.directory, self.tools = directory, tools
-        self.ports = {"8775": tools.free_port(), "8774": tools.free_port()}
+        self.ports = {port: tools.free_port() for port in ("8775", "8774", "9696")}
         for name in ("etc/nginx", "run", "log"):
             (directory / name).mkdir(parents=True)
         (directory / "etc" / "pki").symlink_to(pki.directory)

@@ -53,6 +53,16 @@ def test_any_changed_character_spoils_it(place: int, other: str) -> None:
     assert (tokens.remaining(changed, "i", now=NOW) is not None) == (changed == token)
 
 
+@pytest.mark.parametrize(("ours", "alias"), [("-", "+"), ("_", "/")])
+def test_the_other_alphabet_is_refused(ours: str, alias: str) -> None:
+    """A token with a character of base64's first alphabet is another text."""
+    tokens = Tokens([NEW])
+    made = (tokens.make("i", 10, now=NOW) for _ in range(10_000))
+    token = next(each for each in made if ours in each)
+    assert tokens.remaining(token, "i", now=NOW) is not None
+    assert tokens.remaining(token.replace(ours, alias), "i", now=NOW) is None
+
+
 @given(st.text())
 def test_any_text_is_refused_quietly(text: str) -> None:
     """No text raises."""

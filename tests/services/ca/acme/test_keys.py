@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 from typing import Any
 
 import pytest
 
 from services.ca.acme.jws import decode, encode
 from services.ca.acme.keys import key_routes
+from services.ca.acme.store import new_external_key
 from services.ca.authority import Actor
 from services.core.edge import Request, Router
 from services.core.errors import Failure
@@ -56,6 +58,14 @@ def api(server: Server, door: Door) -> Router:
 def post(api: Router, body: Any) -> Answer:
     data = json.dumps(body).encode()
     return call(api, "POST", "/v1/acme/keys", data, content_type="application/json")
+
+
+def test_no_key_looks_like_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key whose text begins with a hyphen is thrown away: command lines take it for an option."""
+    drawn = iter([b"\xf8" + bytes(31), b"\xfb" + bytes(31), b"\xfc" + bytes(31)])
+    monkeypatch.setattr(secrets, "token_bytes", lambda _length: next(drawn))
+    assert encode(bytes([0xF8])).startswith("-")
+    assert encode(new_external_key()).startswith("_")
 
 
 def test_a_key_from_making_to_withdrawing(server: Server, api: Router, door: Door) -> None:
